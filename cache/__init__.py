@@ -1,0 +1,1 @@
+"""What is remembered outside a request: stores, ledgers, response and prefix caches."""

@@ -1,0 +1,1 @@
+"""The in-process LLM engine: scheduler, paged blocks, models and runners. Imports nothing of the other rooms."""

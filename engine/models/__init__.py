@@ -1,0 +1,1 @@
+"""Decoder families read from Hugging Face directories."""

@@ -1,0 +1,69 @@
+"""What the engine takes in and hands out: requests, and one list of outputs a step."""
+
+from dataclasses import dataclass
+
+from engine.batch import Logprobs
+from engine.params import SamplingParams
+from engine.sequence import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One request of `n` choices over the same prompt. `deadline` is `time.monotonic()` seconds.
+
+    `salt` separates the prefix caches of those who must not share; `order_key` and `weight` are for the fair order.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    n: int = 1
+    priority: int = 0
+    salt: bytes = b""
+    order_key: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step brought for one choice.
+
+    A token travels with the last byte of its text: tokens whose text is still withheld (half a character, a possible
+    beginning of a stop string) come with a later output. `logprobs` runs parallel to `token_ids` when asked. On the
+    last output `finish` is set, nothing follows, and `num_generated` counts every token that was produced, those of a
+    cut stop string included. `error` says what went wrong when `finish` is ERROR.
+    """
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[Logprobs, ...] | None = None
+    finish: FinishReason | None = None
+    stop: str | int | None = None
+    num_prompt: int = 0
+    num_cached: int = 0
+    num_generated: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot published once a step and read without a lock. Times in seconds."""
+
+    running: int = 0
+    waiting: int = 0
+    waiting_prefill_tokens: int = 0
+    free_blocks: int = 0
+    cached_blocks: int = 0
+    total_blocks: int = 0
+    step_s: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    aborts: int = 0
+    step_share_outside_model: float = 0.0

@@ -1,0 +1,1 @@
+"""The sidecar: server, protocols, pipeline of stages, upstreams, command line."""

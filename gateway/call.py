@@ -1,0 +1,238 @@
+"""One request on its way through the gateway: the central types and how stages compose.
+
+A field of `Call` has one writer, named beside it, and is read only by what stands later in the pipeline.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from policies.outcome import Outcome
+
+if TYPE_CHECKING:
+    from gateway.generation import Generation
+    from gateway.upstreams.base import Upstream
+
+
+class Operation(StrEnum):
+    """What is asked for; the value is OpenTelemetry's `gen_ai.operation.name`."""
+
+    CHAT = "chat"
+    COMPLETION = "text_completion"
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages and tools as they came: JSON that is decoded only by who needs it."""
+
+    messages: msgspec.Raw
+    tools: msgspec.Raw | None = None
+    tool_choice: msgspec.Raw | None = None
+    template_kwargs: msgspec.Raw | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Plain prompts, each text or token ids; a list of several makes that many times `n` choices."""
+
+    prompts: tuple[str | tuple[int, ...], ...]
+    echo: bool = False
+    suffix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What the caller said about sampling; None where it said nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(slots=True)
+class Request:
+    """The fields we read, whatever the protocol it came in. What is not here passes through in the body untouched."""
+
+    operation: Operation
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    stream: bool = False
+    include_usage: bool = False
+    n: int = 1
+    max_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    user: str | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one generation. `cached` is the part of `prompt` that was found in a prefix cache."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One emitted token with its log-probability and the likeliest alternatives, ids only: the edge decodes them."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Event:
+    """One step of an answer, whatever the upstream.
+
+    From an HTTP upstream whose protocol is the caller's, `raw` holds bytes to forward as they are, parsed only when
+    somebody asks. From the engine, `index` names the choice, `token_ids` and `text` what it gained, `finish` its end;
+    `usage` comes with the last event of all.
+    """
+
+    raw: bytes | None = None
+    index: int = 0
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer under way. `raw` says that the events carry bytes in the caller's own protocol."""
+
+    status: int
+    headers: dict[str, str]
+    events: AsyncGenerator[Event, None]
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """On whose behalf a call runs. `salt` separates what is remembered for it from everybody else's."""
+
+    id: str
+    salt: bytes = b""
+
+
+class PromptEncoder(Protocol):
+    """Turns a request into the served model's own token ids: template, tools and tokenizer (`gateway/prompts.py`)."""
+
+    max_context: int
+
+    def encode(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        """Give the ids of each prompt (one for a chat). Raises `BadRequest` for what the template or tokenizer refuses."""
+        ...
+
+    def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]: ...
+
+    def detokenize(self, token_ids: Sequence[int]) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of one token, for log-probabilities."""
+        ...
+
+
+@dataclass(slots=True)
+class Model:
+    """A served model: the name callers use and what stands behind it. Built once from the configuration."""
+
+    name: str
+    upstreams: tuple["Upstream", ...]
+    created: int
+    owned_by: str
+    fingerprint: str
+    encoder: PromptEncoder | None = None  # where we own the tokenizer
+    max_context: int | None = None
+    max_output: int | None = None
+
+
+@dataclass(slots=True)
+class TokenCount:
+    """What `Bound` found. `prompts` are the ids where we own the tokenizer; `exact` says whether `input` is a count or a bound."""
+
+    input: int
+    exact: bool
+    prompts: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One sending to one upstream. Times are loop seconds."""
+
+    upstream: str
+    started: float
+    first_event: float | None = None
+    ended: float | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way through the gateway."""
+
+    id: str
+    received: float  # loop seconds
+    body: bytes  # as received; forwarded untouched unless a field must change
+    headers: dict[bytes, bytes]  # as received, names lower-case
+    request: Request
+    deadline: float  # loop seconds
+    scope: AsyncExitStack  # what a stage acquires it enters here; released last-in first-out
+    tenant: Tenant = field(init=False)  # authenticate
+    model: Model = field(init=False)  # resolve
+    tokens: TokenCount = field(init=False)  # bound
+    generation: "Generation" = field(init=False)  # generate
+    route: tuple["Upstream", ...] = field(init=False, default=())  # choose
+    attempts: list[Attempt] = field(init=False, default_factory=list)  # dispatch
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+class Stage(Protocol):
+    """One step of the pipeline: refuses, acquires on a scope, or wraps what comes back."""
+
+    async def __call__(self, call: Call, inner: Handler) -> Reply: ...
+
+
+def compose(stages: Sequence[Stage], last: Handler) -> Handler:
+    """Nest the stages around `last`; the first listed sees the call first."""
+
+    def around(stage: Stage, inner: Handler) -> Handler:
+        def handle(call: Call) -> Awaitable[Reply]:
+            return stage(call, inner)
+
+        return handle
+
+    handler = last
+    for stage in reversed(stages):
+        handler = around(stage, handler)
+    return handler

@@ -1,0 +1,167 @@
+"""Every error that a caller can be answered with, in one tree.
+
+GatewayError                  status, OpenAI `type` and `code`, the parameter at fault, a label for metrics
+├── BadRequest                400: the body or a parameter
+│   └── ContextTooLong        400 context_length_exceeded, with both numbers
+├── Unauthenticated           401
+├── Forbidden                 403
+├── NotFound                  404: no such route
+│   └── ModelNotFound         404 model_not_found
+├── MethodNotAllowed          405, with Allow
+├── TooLarge                  413: the body
+├── UnsupportedMedia          415: the content type
+├── Overloaded                503: no room in time, or draining; Retry-After
+├── DeadlineExceeded          504: names the clock that ran out
+├── UpstreamError             502: what an attempt met, see UpstreamFailure
+│   └── UpstreamTimeout       504: an upstream's clock ran out
+└── InternalError             500: our own defect
+
+`label` is a low-cardinality string for metrics (Helicone's idea). `headers` go out with the answer.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class GatewayError(Exception):
+    """The root: what the caller is told. Each class fixes status, type and label; instances carry the rest."""
+
+    status = 500
+    type = "server_error"
+    label = "internal"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, param: str | None = None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = headers
+
+
+class BadRequest(GatewayError):
+    """The body cannot be read, or a parameter is wrong."""
+
+    status = 400
+    type = "invalid_request_error"
+    label = "bad_request"
+
+
+class ContextTooLong(BadRequest):
+    """Prompt and answer do not fit the model."""
+
+    label = "context_too_long"
+
+
+class Unauthenticated(GatewayError):
+    """No key, or not one of ours; the answer does not tell which."""
+
+    status = 401
+    type = "invalid_request_error"
+    label = "unauthenticated"
+
+
+class Forbidden(GatewayError):
+    """The tenant may not do this."""
+
+    status = 403
+    type = "invalid_request_error"
+    label = "forbidden"
+
+
+class NotFound(GatewayError):
+    """No such route."""
+
+    status = 404
+    type = "invalid_request_error"
+    label = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No model of that name is served."""
+
+    label = "model_not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    """The route exists, the method does not; `headers` carries Allow."""
+
+    status = 405
+    type = "invalid_request_error"
+    label = "method_not_allowed"
+
+
+class TooLarge(GatewayError):
+    """The body is larger than the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    label = "too_large"
+
+
+class UnsupportedMedia(GatewayError):
+    """The body is not declared as JSON."""
+
+    status = 415
+    type = "invalid_request_error"
+    label = "unsupported_media"
+
+
+class Overloaded(GatewayError):
+    """No room before the deadline or the room's bound, or the process drains; `headers` carries Retry-After."""
+
+    status = 503
+    type = "server_error"
+    label = "overloaded"
+
+
+class DeadlineExceeded(GatewayError):
+    """The request's own deadline ran out; the message names the clock."""
+
+    status = 504
+    type = "timeout_error"
+    label = "deadline"
+
+
+class UpstreamFailure(StrEnum):
+    """What an attempt met. The value is the label for metrics."""
+
+    CONNECT = "connect"  # refused, unresolvable, TLS failed: nothing was sent
+    CONNECT_TIMEOUT = "connect_timeout"
+    FIRST_CHUNK_TIMEOUT = "first_chunk_timeout"
+    BETWEEN_TIMEOUT = "between_timeout"
+    RESET = "reset"  # closed before the answer was whole
+    PROTOCOL = "protocol"  # not HTTP, not the framing announced, not the event stream promised
+    STATUS = "status"  # an error status; `status` and `body` hold what came
+    UNFINISHED = "unfinished"  # a stream without its terminal event
+    IN_BAND = "in_band"  # an error event inside a 200
+    ENGINE = "engine"  # the engine stopped or a step failed
+
+
+class UpstreamError(GatewayError):
+    """An attempt failed. `kind` says how; `sent` whether the upstream may have begun to work on it."""
+
+    status = 502
+    type = "upstream_error"
+    label = "upstream"
+
+    def __init__(self, message: str, *, kind: UpstreamFailure, sent: bool = True, code: str | None = None) -> None:
+        super().__init__(message, code=code or f"upstream_{kind.value}")
+        self.kind = kind
+        self.sent = sent
+
+
+class UpstreamTimeout(UpstreamError):
+    """An upstream's clock ran out: connect, first chunk or between chunks."""
+
+    status = 504
+    type = "timeout_error"
+    label = "upstream_timeout"
+
+
+class InternalError(GatewayError):
+    """A defect of ours; the message tells the caller nothing but the request id."""

@@ -1,0 +1,1 @@
+"""The wire formats that callers speak, translated to and from the central types at the edge."""
