@@ -41,10 +41,15 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a sampling row brought: one token, or several when drafts were accepted; logprobs run parallel if asked."""
+    """What a sampling row brought: one token, or several when drafts were accepted; logprobs run parallel if asked.
+
+    `error` is set, and `token_ids` empty, when this row alone failed (its logits were not finite): the scheduler ends
+    the sequence with ERROR and the rest of the batch goes on.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[Logprobs, ...] | None = None
+    error: str | None = None
 
 
 class Runner(Protocol):
