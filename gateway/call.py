@@ -7,15 +7,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
-
-import msgspec
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from policies.outcome import Outcome
 
 if TYPE_CHECKING:
     from gateway.generation import Generation
     from gateway.upstreams.base import Upstream
+
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
 
 class Operation(StrEnum):
@@ -36,12 +37,12 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Messages and tools as they came: JSON that is decoded only by who needs it."""
+    """Messages and tools as they came, checked to be strict JSON; each message is an object with a role."""
 
-    messages: msgspec.Raw
-    tools: msgspec.Raw | None = None
-    tool_choice: msgspec.Raw | None = None
-    template_kwargs: msgspec.Raw | None = None
+    messages: list[dict[str, Json]]
+    tools: list[dict[str, Json]] | None = None
+    tool_choice: Json = None
+    template_kwargs: dict[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Request:
     n: int = 1
     max_tokens: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    response_format: dict[str, Json] | None = None  # None also where the caller asked for plain text
+    best_of: int | None = None
     user: str | None = None
 
 
@@ -147,13 +150,17 @@ class PromptEncoder(Protocol):
 
     max_context: int
 
-    def encode(self, request: Request) -> tuple[tuple[int, ...], ...]:
-        """Give the ids of each prompt (one for a chat). Raises `BadRequest` for what the template or tokenizer refuses."""
+    def encode(self, prompt: ChatPrompt | TextPrompt) -> tuple[tuple[int, ...], ...]:
+        """Give the ids of each prompt (one for a chat). Raises `BadRequest` for what template or tokenizer refuses."""
         ...
 
     def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]: ...
 
     def detokenize(self, token_ids: Sequence[int]) -> str: ...
+
+    def token_text(self, token_id: int) -> str:
+        """One token as the vocabulary spells it, for people to look at."""
+        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token, for log-probabilities."""
@@ -172,14 +179,23 @@ class Model:
     encoder: PromptEncoder | None = None  # where we own the tokenizer
     max_context: int | None = None
     max_output: int | None = None
+    needs_ids: bool = field(init=False)  # whether some upstream takes token ids, so that prompts must be encoded
+
+    def __post_init__(self) -> None:
+        self.needs_ids = any(upstream.takes_ids for upstream in self.upstreams)
 
 
 @dataclass(slots=True)
 class TokenCount:
-    """What `Bound` found. `prompts` are the ids where we own the tokenizer; `exact` says whether `input` is a count or a bound."""
+    """What `Bound` found: `input` is the prompts' count, or an upper bound of it where not `exact`.
+
+    `output` is how many tokens each choice may bring, None where neither caller nor model says. `prompts` are the ids
+    where we own the tokenizer and an upstream wants them, so that nothing is tokenised twice.
+    """
 
     input: int
     exact: bool
+    output: int | None = None
     prompts: tuple[tuple[int, ...], ...] | None = None
 
 

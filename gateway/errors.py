@@ -34,7 +34,12 @@ class GatewayError(Exception):
     label = "internal"
 
     def __init__(
-        self, message: str, *, code: str | None = None, param: str | None = None, headers: Mapping[str, str] = NO_HEADERS
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -136,23 +141,41 @@ class UpstreamFailure(StrEnum):
     BETWEEN_TIMEOUT = "between_timeout"
     RESET = "reset"  # closed before the answer was whole
     PROTOCOL = "protocol"  # not HTTP, not the framing announced, not the event stream promised
-    STATUS = "status"  # an error status; `status` and `body` hold what came
+    STATUS = "status"  # an error status; `answered` and `body` hold what came
     UNFINISHED = "unfinished"  # a stream without its terminal event
     IN_BAND = "in_band"  # an error event inside a 200
     ENGINE = "engine"  # the engine stopped or a step failed
 
 
 class UpstreamError(GatewayError):
-    """An attempt failed. `kind` says how; `sent` whether the upstream may have begun to work on it."""
+    """An attempt failed. `kind` says how; `sent` whether the upstream may have begun to work on it.
+
+    `answered` is the status that the upstream gave, if it gave one. `body`, where set, is an error in the caller's own
+    format: it goes out as it is, and with it the upstream's status and those of its headers that callers act on.
+    """
 
     status = 502
     type = "upstream_error"
     label = "upstream"
 
-    def __init__(self, message: str, *, kind: UpstreamFailure, sent: bool = True, code: str | None = None) -> None:
-        super().__init__(message, code=code or f"upstream_{kind.value}")
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: UpstreamFailure,
+        sent: bool = True,
+        code: str | None = None,
+        answered: int | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        super().__init__(message, code=code or f"upstream_{kind.value}", headers=headers)
         self.kind = kind
         self.sent = sent
+        self.answered = answered
+        self.body = body
+        if body is not None and answered is not None:
+            self.status = answered
 
 
 class UpstreamTimeout(UpstreamError):

@@ -1,9 +1,11 @@
 """What dispatch knows of an upstream."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.call import Call, Reply
+from gateway.call import Call, Reply, Request
+from gateway.errors import BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,15 @@ class Upstream(Protocol):
     """Somewhere an attempt can be sent."""
 
     name: str
+    takes_ids: bool  # whether it wants `call.tokens.prompts`
+
+    def refuses(self, request: Request) -> BadRequest | None:
+        """Say why this upstream can never serve the request (a feature that it lacks); None where it can."""
+        ...
+
+    def lease(self) -> AbstractContextManager[None]:
+        """Occupy one slot until closed. Whoever leases has looked at `room` with no await in between."""
+        ...
 
     async def send(self, call: Call) -> Reply:
         """Begin an attempt. Raises `UpstreamError`, or another `GatewayError` when the request itself is at fault.

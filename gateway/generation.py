@@ -1,0 +1,28 @@
+"""One generation: what runs on behalf of a call from admission to the last token.
+
+A generation has a scope of its own, because it may one day outlive the call that began it: identical calls join it, an
+idempotent retry finds it again, a broken connection resumes it. So what a generation holds (the attempt, the upstream's
+slot, later the reserved tokens) is entered on `Generation.scope`, never on the scope of whoever came first.
+
+As long as there is one reader, that reader drives it: `Generate` enters the generation's scope on the call's, the edge
+pulls the events straight through dispatch from the upstream, and there is no task and no queue between them. A second
+reader (`Coalesce`, `Idempotent`) has its place exactly there: instead of entering the scope on the call, the stage
+gives the generation a task that owns the scope, appends each event to `emitted`'s successor, a log, and lets readers
+subscribe; the last reader's leaving cancels that task, at once or after the grace that policy grants.
+"""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from gateway.call import FinishReason, Usage
+
+
+@dataclass(slots=True)
+class Generation:
+    """The state of one generation. `deadline` is in loop seconds."""
+
+    deadline: float
+    scope: AsyncExitStack = field(default_factory=AsyncExitStack)
+    usage: Usage | None = None  # dispatch: None until the upstream has said it
+    emitted: dict[int, list[int]] = field(default_factory=dict)  # dispatch: per choice, the token ids sent so far
+    finishes: dict[int, FinishReason] = field(default_factory=dict)  # dispatch: per choice, once it has ended
