@@ -1,1 +1,1 @@
-"""Decoder families read from Hugging Face directories."""
+"""The decoder families and how a Hugging Face directory becomes one: configuration, rotary angles, weights, layers."""

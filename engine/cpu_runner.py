@@ -1,0 +1,90 @@
+"""The hands on a CPU: a decoder, a pool of KV blocks, and one forward pass a step over every row of the batch."""
+
+import os
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.attention import KeyValuePool, PagedAttention
+from engine.batch import Batch, Row, Sampled
+from engine.errors import ModelError
+from engine.models.config import load_config
+from engine.models.decoder import Decoder, load_decoder
+from engine.sampler import Sampler
+from engine.sequence import Sequence
+
+BLOCK_SIZE = 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class CpuRunner:
+    """A `Runner` in torch. Owns the weights and the KV pool; one thread at a time may call `run`.
+
+    `kv_bytes` bounds the pool's memory. `max_model_len` is the model's context, less if the pool does not hold it.
+    """
+
+    def __init__(self, model: Decoder, *, kv_bytes: int, max_model_len: int | None = None) -> None:
+        config = model.config
+        per_block = config.kv_elements_per_token * BLOCK_SIZE * model.dtype.itemsize
+        self.num_blocks = kv_bytes // per_block - 1  # one more pads short rows
+        if self.num_blocks < 1:
+            raise ModelError(f"kv_bytes: expected at least {2 * per_block} for two blocks, got {kv_bytes}")
+        self.block_size = BLOCK_SIZE
+        self.max_model_len = min(max_model_len or config.max_positions, config.max_positions)
+        self.vocab_size = config.vocab_size
+        self._model = model
+        self._pool = KeyValuePool(config, self.num_blocks, BLOCK_SIZE, model.dtype)
+        self._sampler = Sampler()
+
+    def run(self, batch: Batch) -> list[Sampled]:
+        """See `engine.batch.Runner`."""
+        # Decodes first and by length, so that those of one attention group stand next to each other.
+        rows = sorted(batch.rows, key=_place)
+        sampling = [row for row in rows if row.samples]
+        with torch.inference_mode():
+            hidden = self._forward(rows)
+            if not sampling:
+                return []
+            lasts = np.cumsum([row.count for row in rows])[[row.samples for row in rows]] - 1
+            logits = self._model.logits(hidden.index_select(0, torch.from_numpy(lasts)))
+            results = self._sampler.sample(logits, [row.sequence for row in sampling])
+            for row, result in zip(sampling, results, strict=True):
+                if result.error is not None:
+                    self._pool.scrub(row.sequence.block_table)
+        by_row = {id(row): result for row, result in zip(sampling, results, strict=True)}
+        return [by_row[id(row)] for row in batch.rows if row.samples]
+
+    def forget(self, sequence: Sequence) -> None:
+        """See `engine.batch.Runner`."""
+        self._sampler.forget(sequence)
+
+    def _forward(self, rows: list[Row]) -> torch.Tensor:
+        ids = torch.tensor(
+            list(chain.from_iterable(row.sequence.token_ids[row.start : row.start + row.count] for row in rows))
+        )
+        positions = torch.from_numpy(np.concatenate([np.arange(row.start, row.start + row.count) for row in rows]))
+        return self._model.forward(ids, positions, PagedAttention(self._model.config, self._pool, rows))
+
+
+def _place(row: Row) -> tuple[bool, int]:
+    return row.count > 1, row.start
+
+
+def load_cpu_runner(
+    directory: Path, *, dtype: str = "auto", kv_bytes: int = 1 << 30, max_model_len: int | None = None
+) -> CpuRunner:
+    """Load a Hugging Face directory. `dtype` is auto, float32 or bfloat16. Raises `ModelError`."""
+    config = load_config(directory)
+    if dtype == "auto":
+        dtype = "float32"
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
+    return CpuRunner(load_decoder(directory, config, DTYPES[dtype]), kv_bytes=kv_bytes, max_model_len=max_model_len)
+
+
+def set_threads(count: int | None) -> int:
+    """Set how many threads torch computes with, of the whole process; the cores this process may use by default."""
+    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    return torch.get_num_threads()
