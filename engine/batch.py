@@ -43,8 +43,9 @@ class Logprobs:
 class Sampled:
     """What a sampling row brought: one token, or several when drafts were accepted; logprobs run parallel if asked.
 
-    `error` is set, and `token_ids` empty, when this row alone failed (its logits were not finite): the scheduler ends
-    the sequence with ERROR and the rest of the batch goes on.
+    Of several, the keys and values of all but the last are in the blocks already. `error` is set, and `token_ids`
+    empty, when this row alone failed (its logits were not finite): the scheduler ends the sequence with ERROR, nothing
+    of it stays in the prefix index, and the rest of the batch goes on.
     """
 
     token_ids: tuple[int, ...]
@@ -63,7 +64,7 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> Seq[Sampled]:
         """Compute every row and sample; one `Sampled` for each row with `samples`, in the batch's order.
 
-        Reads the sequences (`token_ids`, `block_table`, `params`, `num_prompt`, `index`) and mutates only the KV blocks.
+        Reads the sequences (`token_ids`, `block_table`, `params`, `num_prompt`, `index`), mutates only the KV blocks.
         """
         ...
 

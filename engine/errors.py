@@ -1,7 +1,9 @@
 """Every error that the engine raises to its caller.
 
 EngineError
+├── InvalidConfig        a setting of the engine is out of range
 ├── InvalidParams        a sampling parameter is out of range
+├── DuplicateRequest     a request of this id is still on its way
 ├── PromptTooLong        the prompt and one token do not fit into the context or into the KV pool
 ├── PromptEmpty          no token to start from
 ├── ModelError           a model directory is missing something or holds something unknown
@@ -15,12 +17,28 @@ class EngineError(Exception):
     """The root of the tree."""
 
 
+class InvalidConfig(EngineError):
+    """A setting of the engine is out of range. `key` is its name."""
+
+    def __init__(self, key: str, value: object, expected: str) -> None:
+        super().__init__(f"{key}: expected {expected}, got {value!r}")
+        self.key = key
+
+
 class InvalidParams(EngineError):
     """A sampling parameter is out of range. `param` is its name."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(f"{param}: {message}")
         self.param = param
+
+
+class DuplicateRequest(EngineError):
+    """A request of this id was submitted and has not ended."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"a request with the id {request_id!r} is still on its way")
+        self.request_id = request_id
 
 
 class PromptTooLong(EngineError):

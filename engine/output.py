@@ -31,8 +31,9 @@ class Output:
 
     A token travels with the last byte of its text: tokens whose text is still withheld (half a character, a possible
     beginning of a stop string) come with a later output. `logprobs` runs parallel to `token_ids` when asked. On the
-    last output `finish` is set, nothing follows, and `num_generated` counts every token that was produced, those of a
-    cut stop string included. `error` says what went wrong when `finish` is ERROR.
+    last output `finish` is set and nothing follows. `num_generated` counts every token that was produced so far, a stop
+    token and those of a cut stop string included, though neither is among `token_ids`; `stop` is the one that was met.
+    `error` says what went wrong when `finish` is ERROR: "deadline" if the request still waited then.
     """
 
     request_id: str
@@ -50,7 +51,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot published once a step and read without a lock. Times in seconds."""
+    """A snapshot published once a step and read without a lock. Times in seconds, smoothed over the last steps.
+
+    `running` and `waiting` count choices, as do the counters `preemptions` and `aborts`. Counters only grow.
+    `step_share_outside_model` is what schedule, text and hand-over take of a step: 1 - runner / step.
+    """
 
     running: int = 0
     waiting: int = 0

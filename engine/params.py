@@ -20,7 +20,8 @@ class SamplingParams:
     `seed` always has a value (whoever builds the parameters draws one when the caller gave none): the n-th token of
     choice i is drawn from a generator keyed by (seed, i, position), so that batch-mates, slots, chunking and preemption
     do not change it. `logprobs` None asks for none, k asks for the chosen token's and the k likeliest.
-    `min_tokens` forbids the stop tokens, and stop strings do not end the answer, until that many tokens were generated.
+    The first `min_tokens` tokens do not end the answer: stop tokens are forbidden there and stop strings ignored. A
+    stop token is counted but not given out, and a stop string is cut off, unless `include_stop`.
     """
 
     max_tokens: int
@@ -40,7 +41,7 @@ class SamplingParams:
     include_stop: bool = False
 
     def validate(self, vocab_size: int) -> None:
-        """Raise `InvalidParams` naming the first parameter that is out of range, with what was expected and what came."""
+        """Raise `InvalidParams` naming the first parameter that is out of range, what was expected and what came."""
 
         def need(ok: bool, param: str, expected: str) -> None:
             if not ok:
@@ -59,6 +60,8 @@ class SamplingParams:
         need(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}")
         need(len(self.stop) <= MAX_STOPS and all(self.stop), "stop", f"at most {MAX_STOPS} strings, none empty")
         need(len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", f"at most {MAX_LOGIT_BIAS} tokens")
+        for token in self.stop_token_ids:
+            need(0 <= token < vocab_size, "stop_token_ids", f"token ids from 0 to {vocab_size - 1}")
         for token, bias in self.logit_bias.items():
             need(0 <= token < vocab_size, "logit_bias", f"token ids from 0 to {vocab_size - 1}")
             need(-100 <= bias <= 100, "logit_bias", "biases from -100 to 100")

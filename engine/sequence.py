@@ -46,10 +46,10 @@ class Sequence:
 
     status: Status = field(default=Status.WAITING, init=False)  # scheduler
     finish: FinishReason | None = field(default=None, init=False)  # scheduler
-    num_computed: int = field(default=0, init=False)  # scheduler
-    num_cached: int = field(default=0, init=False)  # scheduler: prompt tokens found in the prefix index at first admission
+    num_computed: int = field(default=0, init=False)  # blocks
+    num_cached: int = field(default=0, init=False)  # scheduler: prompt tokens found in the index when first admitted
     num_preemptions: int = field(default=0, init=False)  # scheduler
-    block_table: list[int] = field(default_factory=list, init=False)  # scheduler
+    block_table: list[int] = field(default_factory=list, init=False)  # blocks
     block_keys: list[bytes] = field(default_factory=list, init=False)  # blocks: chain keys of the full blocks
 
     @property

@@ -1,0 +1,316 @@
+"""Decides what each step runs: whose next token, which part of whose prompt, and who must give blocks back.
+
+A step's token budget goes to the running answers first, one token each, and what is left to prompts in chunks. So a
+flood of prompts never holds up an answer for longer than a step, and a prompt always finds some budget, because it
+occupies one of the `max_sequences` places and needs no decode itself.
+
+Blocks are given for all known tokens at admission and one by one afterwards. When they run out, somebody is preempted:
+its blocks are freed, its tokens are kept, and it computes them again later, less what the prefix index still holds.
+Sequences have a standing, (priority, arrival), which never changes. A sequence in need takes from those of lower
+standing only, from the lowest priority and there from the one that loses the least work; if nobody stands lower, it
+gives way itself. A waiting one takes from a strictly lower priority only. Hence the one of highest standing always
+moves on, and since each request that is let in fits into the pool alone, every one of them finishes: no two can take
+blocks from each other in turn.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import NamedTuple
+
+from engine.batch import Batch, Logprobs, Row, Sampled
+from engine.blocks import BlockPool
+from engine.config import EngineConfig
+from engine.errors import PromptEmpty, PromptTooLong
+from engine.order import Order
+from engine.sequence import FinishReason, Sequence, Status
+from engine.waiting import WaitingQueue
+
+# How many blocks an admission leaves to each running sequence: one, one more after each preemption up to a bound, and
+# less again with each answer that ends. Preempting is paid by computing again, and admitting late by waiting.
+LEAST_SPARE, MOST_SPARE, SPARE_DECAY = 1.0, 16.0, 0.95
+
+
+class Progress(NamedTuple):
+    """What one step brought for one sequence: tokens to emit, and whether it ended.
+
+    A stop token is not among `token_ids`, unless the parameters include it; `stop` names it, `num_accepted` counts it.
+    """
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...] | None
+    finish: FinishReason | None
+    stop: int | None
+    num_accepted: int
+    error: str | None = None
+
+
+class Scheduler:
+    """Holds every unfinished sequence, and gives each step its batch. Lives on the engine thread.
+
+    `forget` is told about each sequence that lost its blocks. The choices of one request share the prompt: the others
+    wait until the first has computed it, and then find it in the prefix index.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        pool: BlockPool,
+        max_model_len: int,
+        order: Order,
+        forget: Callable[[Sequence], None],
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.max_model_len = max_model_len
+        self.running: list[Sequence] = []  # by standing, the highest first
+        self.waiting = WaitingQueue(order)
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0  # of prompts, found at their first admission
+        self._order = order
+        self._forget = forget
+        self._limit = min(max_model_len, pool.capacity)
+        self._spare = LEAST_SPARE
+        self._siblings: dict[Sequence, list[Sequence]] = {}  # first choice -> those that wait for its prompt
+        self._num_siblings = 0
+        self._deadlines: list[tuple[float, int, Sequence]] = []
+        self._arrivals = count()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `schedule` would give a batch."""
+        return bool(self.running or self.waiting)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many sequences wait to be admitted. May be read from any thread."""
+        return len(self.waiting) + self._num_siblings
+
+    @property
+    def num_waiting_prefill_tokens(self) -> int:
+        """How many tokens are to be computed before all have their first one; cached ones are not known yet."""
+        lacking = (len(sequence.token_ids) - sequence.num_computed for sequence in self.running)
+        return self.waiting.num_tokens + sum(tokens for tokens in lacking if tokens > 1)
+
+    def check_fits(self, num_prompt: int) -> None:
+        """Raise `PromptEmpty` or `PromptTooLong` for a prompt that could never run. May be called from any thread."""
+        if num_prompt == 0:
+            raise PromptEmpty("the prompt has no token")
+        if num_prompt + 1 > self.max_model_len:
+            raise PromptTooLong(num_prompt, self.max_model_len)
+        if num_prompt + 1 > self.pool.capacity:
+            raise PromptTooLong(num_prompt, self.pool.capacity, "the capacity of the KV pool")
+
+    def add(self, choices: Seq[Sequence]) -> None:
+        """Let the choices of one request wait."""
+        for sequence in choices:
+            sequence.arrival = next(self._arrivals)
+            self._watch(sequence)
+        first, *others = choices
+        self.waiting.push(first)
+        if self.pool.caching and others and first.num_prompt > self.pool.block_size:
+            self._siblings[first] = others
+            self._num_siblings += len(others)
+        else:
+            for sequence in others:
+                self.waiting.push(sequence)
+
+    def expire(self, now: float) -> list[Sequence]:
+        """End the sequences that still wait past their deadline, and return them."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            sequence = heappop(self._deadlines)[2]
+            if sequence.status is Status.WAITING:
+                self.finish(sequence, FinishReason.ERROR)
+                expired.append(sequence)
+        return expired
+
+    def finish(self, sequence: Sequence, reason: FinishReason, *, spoilt: bool = False) -> None:
+        """End a sequence wherever it stands and take its blocks back. A finished one only changes its reason.
+
+        What a `spoilt` sequence computed is not kept in the prefix index.
+        """
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+            self._release(sequence, spoilt)
+        elif sequence.status is Status.WAITING and not self.waiting.discard(sequence):
+            self._num_siblings -= 1
+        sequence.status = Status.FINISHED
+        sequence.finish = reason
+        self._spare = max(self._spare * SPARE_DECAY, LEAST_SPARE)
+        self._admit_siblings(sequence)
+
+    def schedule(self) -> Batch | None:
+        """Choose the next step's rows, and give them their blocks; None when there is nothing to do."""
+        self._grow()
+        decodes: list[Sequence] = []
+        prefills: list[Sequence] = []
+        for sequence in self.running:
+            known, computed = len(sequence.token_ids), sequence.num_computed
+            (decodes if known - computed == 1 else prefills).append(sequence)
+        budget = self.config.max_batch_tokens - len(decodes)
+        chunks = []
+        candidates = self._prefills(prefills)
+        while budget and (candidate := next(candidates, None)) is not None:
+            start, known = candidate.num_computed, len(candidate.token_ids)
+            size = min(known - start, self.config.max_prefill_chunk, budget)
+            chunks.append(Row(candidate, start, size, start + size == known))
+            budget -= size
+        # An admission may have taken the blocks of a lower priority's decode.
+        rows = [Row(s, s.num_computed, 1, True) for s in decodes if s.status is Status.RUNNING]
+        rows += chunks
+        return Batch(tuple(rows), sum(row.count for row in rows)) if rows else None
+
+    def commit(self, batch: Batch, sampled: Seq[Sampled]) -> list[Progress]:
+        """Take in what a step computed and sampled; end whoever met a stop token or the length limit.
+
+        One `Sampled` for each sampling row. Of several accepted tokens all but the last are in the blocks already.
+        """
+        results = iter(sampled)
+        progress = []
+        for row in batch.rows:
+            if not row.samples:
+                self.pool.advance(row.sequence, row.start + row.count)
+                self._order.served(row.sequence, row.count, 0)
+            else:
+                progress.append(self._accept(row, next(results)))
+            if row.sequence in self._siblings and row.sequence.num_computed >= row.sequence.num_prompt:
+                self._admit_siblings(row.sequence)
+        assert next(results, None) is None, "the runner returned more results than sampling rows"
+        return progress
+
+    def _accept(self, row: Row, sampled: Sampled) -> Progress:
+        """Append a row's tokens up to the one that ends the sequence; a prefix of what was sampled."""
+        sequence, params = row.sequence, row.sequence.params
+        if sampled.error is not None:
+            self.finish(sequence, FinishReason.ERROR, spoilt=True)
+            return Progress(sequence, (), None, FinishReason.ERROR, None, 0, sampled.error)
+        assert sampled.token_ids, "a sampling row brought no token"
+        finish: FinishReason | None = None
+        stop: int | None = None
+        num_accepted = 0
+        for token in sampled.token_ids:
+            stops = token in params.stop_token_ids and sequence.num_generated >= params.min_tokens
+            sequence.token_ids.append(token)
+            num_accepted += 1
+            if stops:
+                finish, stop = FinishReason.STOP, token
+            elif sequence.num_generated >= params.max_tokens or len(sequence.token_ids) >= self._limit:
+                finish = FinishReason.LENGTH
+            if finish is not None:
+                break
+        self.pool.advance(sequence, row.start + row.count + num_accepted - 1)
+        self._order.served(sequence, row.count, num_accepted)
+        if finish is not None:
+            self.finish(sequence, finish)
+        num_emitted = num_accepted if stop is None or params.include_stop else num_accepted - 1
+        logprobs = None if sampled.logprobs is None else sampled.logprobs[:num_emitted]
+        return Progress(sequence, sampled.token_ids[:num_emitted], logprobs, finish, stop, num_accepted)
+
+    def _grow(self) -> None:
+        """Give each running sequence the block that its newest token needs, the highest standing first."""
+        position = 0
+        while position < len(self.running):
+            sequence = self.running[position]
+            while not self.pool.can_append(sequence):
+                victim = self._cheapest(self.running[position + 1 :]) or sequence
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            else:
+                self.pool.append(sequence)
+                position += 1
+
+    def _cheapest(self, sequences: Seq[Sequence]) -> Sequence | None:
+        """Choose whom to preempt: the lowest priority, then the least work lost, then the latest to arrive."""
+
+        def cost(sequence: Sequence) -> tuple[int, int, int]:
+            shared = (len(sequence.block_table) - self.pool.num_exclusive(sequence)) * self.pool.block_size
+            return sequence.priority, sequence.num_computed - shared, -sequence.arrival
+
+        return min((s for s in sequences if self.pool.num_exclusive(s)), key=cost, default=None)
+
+    def _prefills(self, running: list[Sequence]) -> Iterator[Sequence]:
+        """Give those whose prompt needs computing: running ones, and the next waiting one before a lower priority."""
+        position, blocked = 0, False
+        while True:
+            head = None if blocked else self.waiting.head()
+            if position < len(running) and (head is None or head.priority <= running[position].priority):
+                sequence = running[position]
+                position += 1
+                if sequence.status is Status.RUNNING:
+                    yield sequence
+            elif head is None:
+                return
+            elif self._admit(head):
+                yield head
+            else:
+                blocked = True  # nobody overtakes whoever is next, or a large prompt would wait forever
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence its blocks and let it run, if it finds room.
+
+        Those who run keep some spare blocks, or the newcomer would be preempted as soon as they grow.
+        """
+        found = self.pool.match(sequence)
+        lower = [other for other in self.running if other.priority < sequence.priority]
+        stay = len(self.running) - len(lower)
+        if stay >= self.config.max_sequences:
+            return False
+        reclaimable = sum(self.pool.num_exclusive(other, found) for other in lower)
+        if self.pool.shortage(sequence, found) + int(stay * self._spare) > reclaimable:
+            return False
+        while len(self.running) >= self.config.max_sequences or not self.pool.can_allocate(
+            sequence, found, int(len(self.running) * self._spare)
+        ):
+            if not lower:
+                return False
+            victim = self._cheapest(lower) or lower[-1]
+            lower.remove(victim)
+            self._preempt(victim)
+        self.waiting.discard(sequence)
+        self.pool.allocate(sequence, found)
+        if not sequence.num_preemptions:
+            sequence.num_cached = sequence.num_computed
+            self.num_cached_tokens += sequence.num_cached
+        sequence.status = Status.RUNNING
+        insort(self.running, sequence, key=_standing)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's blocks back, and let it wait to compute its tokens again."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self._spare = min(self._spare + 1, MOST_SPARE)
+        self.waiting.push_resumed(sequence)
+        self._watch(sequence)
+
+    def _release(self, sequence: Sequence, spoilt: bool = False) -> None:
+        self.pool.free(sequence, spoilt=spoilt)
+        self._forget(sequence)
+
+    def _admit_siblings(self, first: Sequence) -> None:
+        """Let the other choices of a request into the queue: its prompt is computed, or will not be."""
+        for sequence in self._siblings.pop(first, ()):
+            if sequence.status is Status.WAITING:
+                self._num_siblings -= 1
+                self.waiting.push_resumed(sequence)
+
+    def _watch(self, sequence: Sequence) -> None:
+        """Remember a waiting sequence's deadline; who waits no more is dropped before they outnumber the others."""
+        if sequence.deadline is None:
+            return
+        if len(self._deadlines) > 64 + 2 * self.num_waiting:
+            self._deadlines = [entry for entry in self._deadlines if entry[2].status is Status.WAITING]
+            heapify(self._deadlines)
+        heappush(self._deadlines, (sequence.deadline, sequence.arrival, sequence))
+
+
+def _standing(sequence: Sequence) -> tuple[int, int]:
+    return -sequence.priority, sequence.arrival
