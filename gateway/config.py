@@ -76,7 +76,9 @@ class EngineModel(Schema, frozen=True):
     num_blocks: Annotated[Count, Meta(description="KV blocks of 16 tokens; default: what the memory holds.")] | None = (
         None
     )
-    kv_memory_bytes: Annotated[Count, Meta(description="Memory for KV blocks, instead of `num_blocks`.")] | None = None
+    kv_memory_bytes: (
+        Annotated[int, Meta(ge=1 << 20, description="Memory for KV blocks, instead of `num_blocks`.")] | None
+    ) = None
     threads: Annotated[int, Meta(ge=1, le=1024, description="CPU threads; default: the cores.")] | None = None
     max_batch_tokens: Annotated[Count, Meta(description="Tokens computed in one step.")] | None = None
     max_sequences: Annotated[Count, Meta(description="Answers that run at the same time.")] | None = None

@@ -1,0 +1,99 @@
+"""The command line: `penstock serve`, `check`, `settings` and `version`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway import __version__
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from gateway.config import Loaded
+
+WRONG = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status."""
+    parser = argparse.ArgumentParser(prog="penstock", description="A sidecar LLM gateway with the engine inside.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve until SIGTERM")
+    check = commands.add_parser("check", help="say what is wrong with a configuration, or that it would start")
+    for command in (serve, check):
+        command.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="default: penstock.yaml of this folder, and without one the demo model on 127.0.0.1:8080",
+        )
+    check.add_argument("--no-secrets", action="store_true", help="do not ask for the secrets that the file refers to")
+    commands.add_parser("settings", help="print every setting with its meaning")
+    commands.add_parser("version", help="print the version")
+    given = parser.parse_args(arguments)
+    match given.command:
+        case "serve":
+            return _serve(given.config)
+        case "check":
+            return _check(given.config, secrets=not given.no_secrets)
+        case "settings":
+            from gateway.settings import describe
+
+            print(describe(), end="")
+        case "version":
+            print(f"penstock {__version__}")
+    return 0
+
+
+def _load(path: Path | None, *, secrets: bool) -> "Loaded | None":
+    """Load what is to run; tells what is wrong, and gives None."""
+    from gateway.config import FILE, demo, load
+    from policies.document import DocumentError
+
+    if path is None and not Path(FILE).exists():
+        return demo()
+    try:
+        return load(path or Path(FILE), secrets=secrets)
+    except DocumentError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"penstock: cannot read {path or FILE}: {error.strerror}", file=sys.stderr)
+    return None
+
+
+def _check(path: Path | None, *, secrets: bool) -> int:
+    loaded = _load(path, secrets=secrets)
+    if loaded is None:
+        return WRONG
+    config = loaded.config
+    served = ", ".join(config.models)
+    who = f"{len(config.keys)} keys" if config.keys else "no key, loopback only"
+    print(f"{loaded.file or 'built-in'}: would serve {served} on {config.listen.host}:{config.listen.port} ({who})")
+    return 0
+
+
+def _serve(path: Path | None) -> int:
+    from gateway import supervisor
+
+    loaded = _load(path, secrets=True)
+    if loaded is None:
+        return supervisor.CANNOT_START
+    listen = loaded.config.listen
+    try:
+        listener = supervisor.listen(listen.host, listen.port)
+    except OSError as error:
+        supervisor.say(str(error))
+        return WRONG
+
+    def worker(listener: "socket", line: "socket") -> int:
+        from gateway.worker import work
+
+        return work(loaded, listener, line)
+
+    return supervisor.Supervisor(listener, worker, listen.drain_s).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
