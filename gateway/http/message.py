@@ -9,7 +9,7 @@ HeaderList = Iterable[tuple[bytes, bytes]]
 
 @dataclass(slots=True)
 class HttpRequest:
-    """One whole request. Header names are lower-case; repeated ones are joined by a comma, or refused where that is unsafe.
+    """One whole request. Header names are lower-case; repeated ones are joined by a comma, or refused where unsafe.
 
     `path` is the percent-decoded path as routed on, never rebuilt from `Host`; `query` is as received.
     """
