@@ -1,0 +1,55 @@
+# One verb a task; `make` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint types format check bench-gateway bench-engine train-demo test-compose clean
+RUN := .venv/bin/python -m
+
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: ## serve on 127.0.0.1:8080: what penstock.yaml says, or the demo model
+	@deploy/install engine
+	@exec .venv/bin/penstock serve
+
+test: ## everything that has to hold: format, lint, types, tests
+	@deploy/install dev
+	@command -v redis-server >/dev/null || deploy/install --debian redis-server
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(RUN) pytest
+
+lint: ## ruff alone
+	@deploy/install dev
+	$(RUN) ruff check .
+
+types: ## mypy alone
+	@deploy/install dev
+	$(RUN) mypy
+
+format: ## write the code as it is written here
+	@deploy/install dev
+	$(RUN) ruff check --fix-only -q .
+	$(RUN) ruff format .
+
+check: lint types ## what can be said without running anything
+	$(RUN) ruff format --check .
+
+bench-gateway: ## the gateway's speed beside nginx and LiteLLM
+	@deploy/install dev
+	$(RUN) bench.gateway
+
+bench-engine: ## the engine's speed beside transformers
+	@deploy/install dev
+	$(RUN) engine bench
+
+train-demo: ## train the demo model anew (hours on a CPU)
+	@deploy/install engine
+	$(RUN) engine.demo.train
+
+test-compose: ## build the image, start it with docker compose and ask it
+	@deploy/install dev
+	$(RUN) pytest -m slow tests/compose
+
+clean: ## remove what was built, the environment too
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
