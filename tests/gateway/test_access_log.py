@@ -1,4 +1,4 @@
-"""The access log: a line a request, written without the loop, bounded in memory, and nothing in it that a terminal obeys."""
+"""The access log: a line a request, beside the loop, bounded in memory, with nothing in it that a terminal obeys."""
 
 import asyncio
 import json
