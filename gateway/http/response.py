@@ -69,7 +69,7 @@ class Response:
         return chunk
 
     async def read(self, limit: int) -> bytes:
-        """Give the rest of the body whole. Raises `TransportError`; past `limit` bytes it closes: `ResponseTooLarge`."""
+        """Give the rest of the body whole. Raises `TransportError`; `ResponseTooLarge` past `limit`, having closed."""
         pieces: list[bytes] = []
         size = 0
         async for piece in self:
