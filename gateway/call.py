@@ -37,12 +37,17 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Messages and tools as they came, checked to be strict JSON; each message is an object with a role."""
+    """Messages and tools as they came, checked to be strict JSON; each message is an object with a role.
+
+    `continue_final_message` asks to go on in the last message instead of answering it.
+    """
 
     messages: list[dict[str, Json]]
     tools: list[dict[str, Json]] | None = None
     tool_choice: Json = None
     template_kwargs: dict[str, Json] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,7 @@ class Model:
     encoder: PromptEncoder | None = None  # where we own the tokenizer
     max_context: int | None = None
     max_output: int | None = None
+    upstream_model: str | None = None  # what its HTTP upstreams call it, where they call it otherwise
     needs_ids: bool = field(init=False)  # whether some upstream takes token ids, so that prompts must be encoded
 
     def __post_init__(self) -> None:
@@ -216,7 +222,8 @@ class Call:
     """One request on its way through the gateway."""
 
     id: str
-    received: float  # loop seconds
+    path: str
+    received: float  # loop seconds, which are `time.monotonic()`'s
     body: bytes  # as received; forwarded untouched unless a field must change
     headers: dict[bytes, bytes]  # as received, names lower-case
     request: Request
@@ -228,6 +235,7 @@ class Call:
     generation: "Generation" = field(init=False)  # generate
     route: tuple["Upstream", ...] = field(init=False, default=())  # choose
     attempts: list[Attempt] = field(init=False, default_factory=list)  # dispatch
+    sent_bytes: int = field(init=False, default=0)  # the edge
 
 
 Handler = Callable[[Call], Awaitable[Reply]]

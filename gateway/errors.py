@@ -139,6 +139,7 @@ class UpstreamFailure(StrEnum):
     CONNECT_TIMEOUT = "connect_timeout"
     FIRST_CHUNK_TIMEOUT = "first_chunk_timeout"
     BETWEEN_TIMEOUT = "between_timeout"
+    TOTAL_TIMEOUT = "total_timeout"
     RESET = "reset"  # closed before the answer was whole
     PROTOCOL = "protocol"  # not HTTP, not the framing announced, not the event stream promised
     STATUS = "status"  # an error status; `answered` and `body` hold what came
@@ -150,8 +151,8 @@ class UpstreamFailure(StrEnum):
 class UpstreamError(GatewayError):
     """An attempt failed. `kind` says how; `sent` whether the upstream may have begun to work on it.
 
-    `answered` is the status that the upstream gave, if it gave one. `body`, where set, is an error in the caller's own
-    format: it goes out as it is, and with it the upstream's status and those of its headers that callers act on.
+    `answered` is the status that the upstream gave, if it gave one; `status` replaces the class's own. `body`, where
+    set, is an error in the caller's own format and goes out as it is.
     """
 
     status = 502
@@ -165,6 +166,7 @@ class UpstreamError(GatewayError):
         kind: UpstreamFailure,
         sent: bool = True,
         code: str | None = None,
+        status: int | None = None,
         answered: int | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
@@ -174,12 +176,12 @@ class UpstreamError(GatewayError):
         self.sent = sent
         self.answered = answered
         self.body = body
-        if body is not None and answered is not None:
-            self.status = answered
+        if status is not None:
+            self.status = status
 
 
 class UpstreamTimeout(UpstreamError):
-    """An upstream's clock ran out: connect, first chunk or between chunks."""
+    """An upstream's clock ran out: connect, first chunk, between chunks or total."""
 
     status = 504
     type = "timeout_error"

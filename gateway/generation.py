@@ -14,7 +14,7 @@ subscribe; the last reader's leaving cancels that task, at once or after the gra
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from gateway.call import FinishReason, Usage
+from gateway.call import Call, FinishReason, Usage
 
 
 @dataclass(slots=True)
@@ -26,3 +26,14 @@ class Generation:
     usage: Usage | None = None  # dispatch: None until the upstream has said it
     emitted: dict[int, list[int]] = field(default_factory=dict)  # dispatch: per choice, the token ids sent so far
     finishes: dict[int, FinishReason] = field(default_factory=dict)  # dispatch: per choice, once it has ended
+
+
+def usage_of(call: Call) -> Usage:
+    """Give what is known of a call's tokens: what the upstream said, else what we counted."""
+    if not hasattr(call, "generation"):
+        return Usage()
+    generation = call.generation
+    if generation.usage is not None:
+        return generation.usage
+    emitted = sum(map(len, generation.emitted.values()))
+    return Usage(prompt=call.tokens.input if call.tokens.exact and call.attempts else 0, completion=emitted)

@@ -1,0 +1,140 @@
+"""The gateway put together: the list of stages, the table of routes, and the application that serves them.
+
+Takes objects that are already built (models, keys, metrics, log) and knows nothing of configuration.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gateway.call import Handler, Model, Stage, compose
+from gateway.dispatch import Dispatch
+from gateway.edge import CallEndpoint, answer_headers
+from gateway.endpoints import MODELS_PATH, Exposition, Models, Probe, Tokens
+from gateway.errors import GatewayError
+from gateway.http.message import HttpRequest, Responder
+from gateway.identifier import request_id
+from gateway.keys import Keyring
+from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.protocols.chat_answer import ChatStream, ChatWhole
+from gateway.protocols.chat_request import decode_chat
+from gateway.protocols.completion_answer import CompletionStream, CompletionWhole
+from gateway.protocols.completion_request import decode_completion
+from gateway.protocols.dialect import Dialect
+from gateway.protocols.openai_error import error_body, error_event
+from gateway.routes import Route, Routes, Visit
+from gateway.stages.admit import Admit
+from gateway.stages.authenticate import Authenticate
+from gateway.stages.bound import Bound
+from gateway.stages.choose import Choose
+from gateway.stages.generate import Generate
+from gateway.stages.record import Record, Sink
+from gateway.stages.resolve import Resolve
+from gateway.vacancy import Vacancy
+
+CHAT = Dialect(decode_chat, ChatStream, ChatWhole, error_body, error_event)
+COMPLETION = Dialect(decode_completion, CompletionStream, CompletionWhole, error_body, error_event)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a request may take, how many may wait for room, and for how long."""
+
+    deadline_s: float = 600.0
+    max_waiting: int = 256
+    max_wait_s: float = 10.0
+
+
+class App:
+    """The application that the server runs for each request."""
+
+    def __init__(self, routes: Routes, record: Record, admit: Admit, models: Sequence[Model]) -> None:
+        self._routes = routes
+        self._record = record
+        self._admit = admit
+        self._models = models
+
+    async def __call__(self, request: HttpRequest, responder: Responder) -> None:
+        """Answer one request; an error is answered here only where no call came of the request."""
+        visit = Visit(request, responder, request_id(request.headers), time.monotonic())
+        try:
+            route = self._routes.find(request.method, request.path)
+            await route.endpoint(visit)
+        except GatewayError as error:
+            body = error_body(error)
+            headers = [(b"content-type", b"application/json"), *answer_headers(visit.id, error.headers)]
+            responder.respond(error.status, headers, body)
+            self._record.answered(request, visit.id, visit.received, error.status, len(body), error)
+        else:
+            if route.recorded:
+                self._record.answered(request, visit.id, visit.received, 200, visit.sent_bytes)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are taken."""
+        return not self._admit.draining
+
+    def drain(self) -> None:
+        """Refuse new calls and those that wait; running ones go on."""
+        self._admit.drain()
+
+    async def aclose(self) -> None:
+        """Close every upstream. Running attempts fail."""
+        for upstream in dict.fromkeys(upstream for model in self._models for upstream in model.upstreams):
+            await upstream.aclose()
+
+
+def build(
+    *,
+    models: Mapping[str, Model],
+    keys: Keyring,
+    metrics: Metrics,
+    sinks: Sequence[Sink],
+    bounds: Bounds | None = None,
+) -> App:
+    """Put the gateway together. `models` maps each name that callers may use; `sinks` get each request's record."""
+    bounds = bounds or Bounds()
+    vacancy = Vacancy()
+    record = Record(metrics, sinks)
+    authenticate = Authenticate(keys)
+    admit = Admit(vacancy, max_waiting=bounds.max_waiting, max_wait_s=bounds.max_wait_s)
+    stages: list[Stage] = [
+        record,  # outermost: sees every answer, refused ones too; its exit half writes metrics and log
+        authenticate,  # nothing below runs for strangers
+        Resolve(models),  # alias -> served model: every later stage asks the model for something
+        # Throttle: requests per window and concurrency; the cheap refusal first, and cached answers count too
+        Bound(),  # local and exact, so that what can never be served costs nobody a reservation or a slot
+        # Idempotent, Cached, Coalesce: answers known or running already cost neither tokens nor a slot
+        # Meter: reserves tokens, now that it is certain that some must be generated
+        Generate(),  # what is acquired below belongs to the generation and may outlive this caller
+        Choose(),  # candidates, so that Admit waits for the right room
+        admit,  # waits for room, bounded; below it nothing waits for anything but an upstream
+    ]
+    handler = compose(stages, Dispatch(vacancy))
+    routes = routes_of(models, authenticate, handler, metrics, bounds, lambda: not admit.draining)
+    return App(routes, record, admit, tuple(models.values()))
+
+
+def routes_of(
+    models: Mapping[str, Model],
+    authenticate: Authenticate,
+    handler: Handler,
+    metrics: Metrics,
+    bounds: Bounds,
+    ready: Callable[[], bool],
+) -> Routes:
+    """Lay out what is answered where."""
+    listing, tokens = Models(models, authenticate), Tokens(models, authenticate)
+    return Routes(
+        [
+            Route("POST", "/v1/chat/completions", CallEndpoint(CHAT, handler, bounds.deadline_s)),
+            Route("POST", "/v1/completions", CallEndpoint(COMPLETION, handler, bounds.deadline_s)),
+            Route("GET", MODELS_PATH, listing, recorded=True),
+            Route("GET", MODELS_PATH + "/", listing, recorded=True),
+            Route("POST", "/tokenize", tokens.tokenize, recorded=True),
+            Route("POST", "/detokenize", tokens.detokenize, recorded=True),
+            Route("GET", "/health", Probe(lambda: True)),
+            Route("GET", "/ready", Probe(ready)),
+            Route("GET", "/metrics", Exposition(metrics.exposition, CONTENT_TYPE)),
+        ]
+    )

@@ -1,0 +1,115 @@
+"""The edge: one request in a dialect becomes a call, runs through the pipeline, and is answered.
+
+Here stands the only place where a stream is written, and the promise that goes with it: a stream ends with its terminal
+event, or with one error event, never silently. An error before the first byte is a status and a body.
+
+The call's scope is unwound before an error is told, so that whatever the call held is free again by then.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing
+
+from gateway.call import Call, Handler, Reply
+from gateway.errors import GatewayError
+from gateway.http.message import Responder
+from gateway.protocols.dialect import Dialect
+from gateway.protocols.fields import require_json
+from gateway.routes import Visit
+
+# Proxies in front of us must not gather a stream's events.
+STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+JSON = (b"content-type", b"application/json")
+
+
+class CallEndpoint:
+    """Takes one operation's requests through the pipeline."""
+
+    def __init__(
+        self, dialect: Dialect, handler: Handler, deadline_s: float, *, now: Callable[[], float] = time.time
+    ) -> None:
+        self._dialect = dialect
+        self._handler = handler
+        self._deadline_s = deadline_s
+        self._now = now
+
+    async def __call__(self, visit: Visit) -> None:
+        """Answer. Raises `GatewayError` for what cannot even become a call."""
+        request = visit.request
+        require_json(request.headers.get(b"content-type"))
+        asked = self._dialect.decode(request.body)
+        try:
+            async with AsyncExitStack() as scope:
+                call = Call(
+                    visit.id,
+                    request.path,
+                    visit.received,
+                    request.body,
+                    request.headers,
+                    asked,
+                    visit.received + self._deadline_s,
+                    scope,
+                )
+                reply = await self._handler(call)
+                async with aclosing(reply.events):
+                    if asked.stream:
+                        await self._stream(call, reply, visit.responder)
+                    else:
+                        await self._whole(call, reply, visit.responder)
+        except GatewayError as error:
+            self._fail(visit, error)
+
+    async def _whole(self, call: Call, reply: Reply, responder: Responder) -> None:
+        if reply.raw:
+            body = b"".join([event.raw async for event in reply.events if event.raw is not None])
+        else:
+            encoder = self._dialect.whole(call, int(self._now()))
+            async for event in reply.events:
+                encoder.add(event)
+            body = encoder.body()
+        call.sent_bytes = len(body)
+        responder.respond(reply.status, [JSON, *answer_headers(call.id, reply.headers)], body)
+
+    async def _stream(self, call: Call, reply: Reply, responder: Responder) -> None:
+        responder.start(reply.status, [*STREAM_HEADERS, *answer_headers(call.id, reply.headers)])
+        write = responder.write
+        if reply.raw:
+            async for event in reply.events:
+                if event.raw:
+                    call.sent_bytes += len(event.raw)
+                    write(event.raw)
+                    if responder.congested:
+                        await responder.drain()
+        else:
+            encoder = self._dialect.stream(call, int(self._now()))
+            async for event in reply.events:
+                data = encoder.encode(event)
+                if data:
+                    call.sent_bytes += len(data)
+                    write(data)
+                    if responder.congested:
+                        await responder.drain()
+            data = encoder.end()
+            call.sent_bytes += len(data)
+            write(data)
+        responder.finish()
+
+    def _fail(self, visit: Visit, error: GatewayError) -> None:
+        responder = visit.responder
+        if responder.started:
+            responder.write(self._dialect.error_event(error))
+            responder.finish()
+        else:
+            headers = [JSON, *answer_headers(visit.id, error.headers)]
+            responder.respond(error.status, headers, self._dialect.error_body(error))
+
+
+def answer_headers(request_id: str, headers: Mapping[str, str]) -> Iterable[tuple[bytes, bytes]]:
+    """Give the request's name, which every answer carries, and further headers."""
+    yield b"x-request-id", request_id.encode("ascii")
+    for name, value in headers.items():
+        yield name.encode("ascii"), value.encode("latin-1")

@@ -1,0 +1,116 @@
+"""The endpoints that run no generation: models, tokens, probes, metrics.
+
+Models and tokens want a key where keys are configured. Probes and metrics are for the machinery around the gateway,
+which has none; they tell nothing of tenants.
+"""
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from gateway.call import Json, Model, PromptEncoder
+from gateway.edge import JSON, answer_headers
+from gateway.errors import BadRequest
+from gateway.protocols.fields import require_json
+from gateway.protocols.tokens import DetokenizeAnswer, TokenizeAnswer, decode_detokenize, decode_tokenize
+from gateway.routes import Visit
+from gateway.stages.authenticate import Authenticate
+from gateway.stages.resolve import find_model
+
+MODELS_PATH = "/v1/models"
+
+_json = msgspec.json.Encoder().encode
+
+
+class Models:
+    """GET /v1/models and /v1/models/{name}."""
+
+    def __init__(self, models: Mapping[str, Model], authenticate: Authenticate) -> None:
+        self._models = models
+        self._authenticate = authenticate
+
+    async def __call__(self, visit: Visit) -> None:
+        """Answer. Raises `Unauthenticated` and `ModelNotFound`."""
+        self._authenticate.tenant(visit.request.headers)
+        name = visit.request.path.removeprefix(MODELS_PATH).removeprefix("/")
+        if name:
+            told = model_json(name, find_model(self._models, name))
+        else:
+            told = {"object": "list", "data": [model_json(*item) for item in self._models.items()]}
+        respond_json(visit, 200, _json(told))
+
+
+class Tokens:
+    """POST /tokenize and /detokenize."""
+
+    def __init__(self, models: Mapping[str, Model], authenticate: Authenticate) -> None:
+        self._models = models
+        self._authenticate = authenticate
+
+    async def tokenize(self, visit: Visit) -> None:
+        """Give a text's ids, or a chat's. Raises `GatewayError`."""
+        asked = decode_tokenize(self._body(visit))
+        encoder = self._encoder(asked.model)
+        if asked.prompt is None:
+            (ids,) = encoder.encode(asked.chat())
+        else:
+            ids = encoder.tokenize(asked.prompt, special=asked.add_special_tokens)
+        spelt = [encoder.token_text(each) for each in ids] if asked.return_token_strs else None
+        respond_json(visit, 200, _json(TokenizeAnswer(len(ids), encoder.max_context, ids, spelt)))
+
+    async def detokenize(self, visit: Visit) -> None:
+        """Give ids' text. Raises `GatewayError`."""
+        asked = decode_detokenize(self._body(visit))
+        text = self._encoder(asked.model).detokenize(asked.tokens)
+        respond_json(visit, 200, _json(DetokenizeAnswer(text)))
+
+    def _body(self, visit: Visit) -> bytes:
+        self._authenticate.tenant(visit.request.headers)
+        require_json(visit.request.headers.get(b"content-type"))
+        return visit.request.body
+
+    def _encoder(self, name: str) -> PromptEncoder:
+        model = find_model(self._models, name)
+        if model.encoder is None:
+            raise BadRequest(f"The gateway has no tokenizer for the model `{model.name}`.", param="model")
+        return model.encoder
+
+
+class Probe:
+    """GET /health (the process answers) and /ready (it takes new requests)."""
+
+    def __init__(self, holds: Callable[[], bool]) -> None:
+        self._holds = holds
+
+    async def __call__(self, visit: Visit) -> None:
+        """Answer 200 where it holds, 503 where not."""
+        holds = self._holds()
+        respond_json(visit, 200 if holds else 503, b'{"status":"ok"}' if holds else b'{"status":"unavailable"}')
+
+
+class Exposition:
+    """GET /metrics."""
+
+    def __init__(self, read: Callable[[], bytes], content_type: bytes) -> None:
+        self._read = read
+        self._content_type = content_type
+
+    async def __call__(self, visit: Visit) -> None:
+        """Answer with what the registry gives."""
+        headers = [(b"content-type", self._content_type), *answer_headers(visit.id, {})]
+        visit.responder.respond(200, headers, self._read())
+
+
+def model_json(name: str, model: Model) -> dict[str, Json]:
+    """Tell a model in OpenAI's words, and its context in vLLM's."""
+    told: dict[str, Json] = {"id": name, "object": "model", "created": model.created, "owned_by": model.owned_by}
+    context = model.max_context or (model.encoder.max_context if model.encoder is not None else None)
+    if context is not None:
+        told["max_model_len"] = context
+    return told
+
+
+def respond_json(visit: Visit, status: int, body: bytes) -> None:
+    """Send a whole answer."""
+    visit.sent_bytes = len(body)
+    visit.responder.respond(status, [JSON, *answer_headers(visit.id, {})], body)

@@ -1,0 +1,19 @@
+"""Names that nobody has had before, and the names that callers may bring."""
+
+import re
+import secrets
+
+SANE = re.compile(rb"[A-Za-z0-9._:=+/@-]{1,128}")
+
+
+def new_id() -> str:
+    """Give a random name of 24 characters."""
+    return secrets.token_hex(12)
+
+
+def request_id(headers: dict[bytes, bytes]) -> str:
+    """Give the caller's own name for its request where that is a sane token, else a new one."""
+    brought = headers.get(b"x-request-id")
+    if brought is not None and SANE.fullmatch(brought):
+        return brought.decode("ascii")
+    return new_id()

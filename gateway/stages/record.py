@@ -1,0 +1,118 @@
+"""Record: what became of every request."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol
+
+from gateway.call import Call, Handler, Reply
+from gateway.errors import GatewayError, InternalError
+from gateway.generation import usage_of
+from gateway.http.message import HttpRequest
+from gateway.record import Ending, RequestRecord
+
+CLIENT_CLOSED = 499  # nginx's number for a caller who left before the answer began
+
+Sink = Callable[[RequestRecord], None]
+
+
+class InFlight(Protocol):
+    """Where the number of requests under way is kept."""
+
+    in_flight: int
+
+
+class Record:
+    """Refuses nothing; outermost, so that it sees every answer, refused ones too.
+
+    Its exit half stands first on the call's scope and so runs last, when everything else has been given back: there the
+    record goes to the sinks (metrics, access log). Sinks must not block and must not raise.
+    """
+
+    def __init__(
+        self, in_flight: InFlight, sinks: Sequence[Sink], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._in_flight = in_flight
+        self._sinks = tuple(sinks)
+        self._clock = clock
+
+    async def __call__(self, call: Call, inner: Handler) -> Reply:
+        exit_half = Recording(self, call)
+        call.scope.push(exit_half)
+        self._in_flight.in_flight += 1
+        reply = await inner(call)
+        exit_half.status = reply.status
+        return reply
+
+    def ended(self, call: Call, status: int, error: BaseException | None) -> None:
+        """Report a call."""
+        self._in_flight.in_flight -= 1
+        record = RequestRecord(call.id, 0.0, call.path)
+        request, attempts = call.request, call.attempts
+        record.operation = request.operation
+        record.asked_model = request.model
+        record.stream = request.stream
+        record.tenant = call.tenant.id if hasattr(call, "tenant") else None
+        record.model = call.model.name if hasattr(call, "model") else None
+        record.usage = usage_of(call)
+        record.attempts = attempts
+        record.bytes_in = len(call.body)
+        record.bytes_out = call.sent_bytes
+        if attempts and attempts[-1].first_event is not None:
+            record.first_event_s = attempts[-1].first_event - call.received
+        record.status, record.ending, record.error = judge(status, error, asked=bool(attempts))
+        self._report(record, call.received)
+
+    def answered(
+        self,
+        request: HttpRequest,
+        request_id: str,
+        received: float,
+        status: int,
+        sent_bytes: int,
+        error: GatewayError | None = None,
+    ) -> None:
+        """Report an exchange that never became a call: an unknown route, a broken body, a list of models."""
+        record = RequestRecord(request_id, 0.0, request.path, status=status)
+        if error is not None:
+            record.ending = Ending.REFUSED
+            record.error = error.label
+        record.bytes_in = len(request.body)
+        record.bytes_out = sent_bytes
+        self._report(record, received)
+
+    def _report(self, record: RequestRecord, received: float) -> None:
+        record.duration_s = self._clock() - received
+        record.time = time.time() - record.duration_s
+        for sink in self._sinks:
+            sink(record)
+
+
+class Recording:
+    """The exit half of one call. `status` is the reply's, once there is one."""
+
+    __slots__ = ("_call", "_record", "status")
+
+    def __init__(self, record: Record, call: Call) -> None:
+        self._record = record
+        self._call = call
+        self.status = 0
+
+    def __enter__(self) -> "Recording":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._record.ended(self._call, self.status, error)
+
+
+def judge(status: int, error: BaseException | None, *, asked: bool) -> tuple[int, Ending, str | None]:
+    """Tell a call's status, how it ended for its caller, and the error's label. `status` is 0 before a reply."""
+    if error is None:
+        return status, Ending.OK, None
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return status or CLIENT_CLOSED, Ending.LEFT, "client_closed"
+    known = error if isinstance(error, GatewayError) else InternalError("")
+    return status or known.status, Ending.FAILED if asked else Ending.REFUSED, known.label

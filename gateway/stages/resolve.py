@@ -1,0 +1,29 @@
+"""Resolve: which served model stands behind the name?"""
+
+from collections.abc import Mapping
+
+from gateway.call import Call, Handler, Model, Reply
+from gateway.errors import ModelNotFound
+
+
+class Resolve:
+    """Refuses with 404 a name that nothing is served under. Acquires nothing.
+
+    `models` maps every name that callers may use, aliases included, to the model behind it.
+    """
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self._models = models
+
+    async def __call__(self, call: Call, inner: Handler) -> Reply:
+        call.model = find_model(self._models, call.request.model)
+        return await inner(call)
+
+
+def find_model(models: Mapping[str, Model], name: str) -> Model:
+    """Give the model of that name. Raises `ModelNotFound`."""
+    model = models.get(name)
+    if model is None:
+        message = f"The model `{name[:256]}` does not exist or you do not have access to it."
+        raise ModelNotFound(message, param="model", code="model_not_found")
+    return model

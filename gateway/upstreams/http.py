@@ -1,0 +1,277 @@
+"""An OpenAI-compatible HTTP server as an upstream.
+
+The caller's body goes out byte for byte, but for `model` where the server calls it otherwise, and for
+`stream_options` where usage is to be told. Of the caller's headers only those go along that are meant for the far end
+of a trace; its key never does. The answer comes back as received, chunk by chunk.
+
+Each attempt minds four clocks: to connect, to the first event, between events, and the whole. The client below counts
+bytes; here events are counted, so that an upstream which trickles bytes, or only comments, is late all the same.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+
+from gateway.call import Call, Event, Operation, Reply, Request
+from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, UpstreamError, UpstreamFailure, UpstreamTimeout
+from gateway.http import errors as transport
+from gateway.http.client import Client, PreparedRequest
+from gateway.http.response import Response, Timeouts
+from gateway.upstreams.base import Room
+from gateway.upstreams.event_stream import EventStream
+from gateway.upstreams.splice import put_field, rename_model
+from gateway.upstreams.wire import error_of_status, malformed, peek_at
+
+PATHS = {Operation.CHAT: b"/chat/completions", Operation.COMPLETION: b"/completions"}
+FORWARDED = (b"traceparent", b"tracestate", b"baggage", b"openai-beta")
+MAX_ANSWER_BYTES = 64 << 20
+MAX_ERROR_BYTES = 1 << 20
+SETTLE_S = 0.1  # how long the connection of a stream that has ended may take to be at its own end
+EVENT_STREAM = b"text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """The clocks of one attempt, in seconds."""
+
+    connect_s: float = 5.0
+    first_chunk_s: float = 120.0
+    between_s: float = 60.0
+    total_s: float = 600.0
+
+
+class HttpUpstream:
+    """Sends to one server. `path` is its base URL's, such as `/v1`; `slots` how many requests it takes at a time."""
+
+    takes_ids = False
+
+    def __init__(
+        self,
+        name: str,
+        client: Client,
+        path: str,
+        *,
+        key: str | None = None,
+        clocks: Clocks | None = None,
+        slots: int | None = None,
+        ask_usage: bool = False,
+    ) -> None:
+        self.name = name
+        self.in_flight = 0
+        self._client = client
+        self._clocks = clocks or Clocks()
+        self._ask_usage = ask_usage
+        self._rooms = [Room(left) for left in range(slots + 1)] if slots is not None else None
+        headers = [(b"content-type", b"application/json"), (b"user-agent", b"penstock")]
+        if key is not None:
+            headers.append((b"authorization", b"Bearer " + key.encode("ascii")))
+        base = path.rstrip("/").encode("ascii")
+        self._requests: dict[tuple[Operation, bool], PreparedRequest] = {
+            (operation, stream): client.prepare(
+                b"POST", base + below, [*headers, (b"accept", EVENT_STREAM if stream else b"application/json")]
+            )
+            for operation, below in PATHS.items()
+            for stream in (False, True)
+        }
+        clock = self._clocks
+        self._streamed = Timeouts(clock.connect_s, clock.first_chunk_s, clock.between_s)
+        self._whole = Timeouts(clock.connect_s, clock.total_s, clock.between_s)
+
+    def refuses(self, request: Request) -> BadRequest | None:
+        """Nothing: the server judges for itself."""
+        return None
+
+    def lease(self) -> AbstractContextManager[None]:
+        """Occupy one slot until closed."""
+        return Slot(self)
+
+    def room(self) -> Room:
+        """Tell how many slots are left."""
+        rooms = self._rooms
+        return UNLIMITED if rooms is None else rooms[max(0, len(rooms) - 1 - self.in_flight)]
+
+    async def send(self, call: Call) -> Reply:
+        """Send the call's body; give the answer at its head. Raises `UpstreamError` or `DeadlineExceeded`."""
+        request = call.request
+        total = asyncio.get_running_loop().time() + self._clocks.total_s
+        deadline = min(total, call.deadline)
+        try:
+            response = await self._client.send(
+                self._requests[request.operation, request.stream],
+                self._body(call),
+                headers=_headers(call),
+                timeouts=self._streamed if request.stream else self._whole,
+                deadline=deadline,
+            )
+            if response.status != 200:
+                raise await self._refused(response)
+        except transport.TransportError as error:
+            raise translate(error, by_caller=deadline < total) from error
+        by_caller = deadline < total
+        if request.stream:
+            return Reply(200, {}, self._stream(call, response, by_caller), raw=True)
+        return Reply(200, {}, self._read(response, by_caller), raw=True)
+
+    async def aclose(self) -> None:
+        """Close every connection; running attempts fail."""
+        await self._client.aclose()
+
+    def _body(self, call: Call) -> bytes:
+        body, request = call.body, call.request
+        theirs = call.model.upstream_model or call.model.name
+        if request.model != theirs:
+            body = rename_model(body, theirs)
+        if self._hides_usage(request):
+            body = put_field(body, "stream_options", {"include_usage": True})
+        return body
+
+    def _hides_usage(self, request: Request) -> bool:
+        return self._ask_usage and request.stream and not request.include_usage
+
+    async def _refused(self, response: Response) -> UpstreamError:
+        """Read the body of an answer that is an error, or should not have come."""
+        status = response.status
+        if not 400 <= status <= 599:
+            response.close()
+            message = f"The upstream answered with status {status}."
+            return UpstreamError(message, kind=UpstreamFailure.PROTOCOL, answered=status)
+        try:
+            body = await response.read(MAX_ERROR_BYTES)
+        except transport.ResponseTooLarge:
+            body = b""
+        finally:
+            response.close()
+        retry_after = response.header(b"retry-after")
+        return error_of_status(status, body, None if retry_after is None else retry_after.decode("latin-1"))
+
+    async def _read(self, response: Response, by_caller: bool) -> AsyncGenerator[Event, None]:
+        """Give the whole answer as one event."""
+        try:
+            body = await response.read(MAX_ANSWER_BYTES)
+            peek = peek_at(body)
+            yield Event(raw=body, usage=None if peek.usage is None else peek.usage.to_usage())
+        except transport.TransportError as error:
+            raise translate(error, by_caller=by_caller) from error
+        finally:
+            response.close()
+
+    async def _stream(self, call: Call, response: Response, by_caller: bool) -> AsyncGenerator[Event, None]:
+        """Give the events as they come, in chunks as they came."""
+        events = EventStream(hide_usage=self._hides_usage(call.request))
+        try:
+            await self._expect_stream(response)
+            now = asyncio.get_running_loop().time
+            waiting_since: float | None = now()  # since when no event has come although bytes have
+            async for chunk in response:
+                event = events.feed(chunk)
+                if event is not None:
+                    yield event
+                    waiting_since = now() if events.holding else None
+                elif waiting_since is None:
+                    waiting_since = now()
+                elif events.begun and now() - waiting_since > self._clocks.between_s:
+                    raise _late(UpstreamFailure.BETWEEN_TIMEOUT)
+                elif not events.begun and now() - waiting_since > self._clocks.first_chunk_s:
+                    raise _late(UpstreamFailure.FIRST_CHUNK_TIMEOUT)
+                if events.error is not None:
+                    raise events.error
+                if events.done:
+                    await _settle(response)
+                    return
+            event = events.finish()
+            if event is not None:
+                yield event
+            if events.error is not None:
+                raise events.error
+            if not events.done:
+                message = "The upstream ended its answer before the answer was over."
+                raise UpstreamError(message, kind=UpstreamFailure.UNFINISHED)
+        except transport.TransportError as error:
+            raise translate(error, by_caller=by_caller) from error
+        finally:
+            response.close()
+
+    async def _expect_stream(self, response: Response) -> None:
+        """Raise what came instead of an event stream."""
+        kind = response.header(b"content-type") or b""
+        if kind.partition(b";")[0].strip().lower() == EVENT_STREAM:
+            return
+        peek_at(await response.read(MAX_ERROR_BYTES))  # raises the error that it holds, or that it holds no JSON
+        raise malformed("it is no event stream")
+
+
+UNLIMITED = Room()
+
+
+class Slot:
+    """One of an upstream's slots, occupied."""
+
+    __slots__ = ("_upstream",)
+
+    def __init__(self, upstream: HttpUpstream) -> None:
+        self._upstream = upstream
+
+    def __enter__(self) -> None:
+        self._upstream.in_flight += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._upstream.in_flight -= 1
+
+
+def _headers(call: Call) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-request-id", call.id.encode("ascii"))]
+    for name in FORWARDED:
+        value = call.headers.get(name)
+        if value is not None:
+            headers.append((name, value))
+    return headers
+
+
+async def _settle(response: Response) -> None:
+    """Let a stream that has said its last word end on the wire too, so that its connection can be kept."""
+    try:
+        async with asyncio.timeout(SETTLE_S):
+            async for _ in response:
+                pass
+    except (TimeoutError, transport.TransportError):
+        response.close()
+
+
+WORDS = {
+    UpstreamFailure.CONNECT: "The upstream cannot be reached.",
+    UpstreamFailure.CONNECT_TIMEOUT: "The upstream did not accept a connection in time.",
+    UpstreamFailure.FIRST_CHUNK_TIMEOUT: "The upstream did not begin its answer in time.",
+    UpstreamFailure.BETWEEN_TIMEOUT: "The upstream's answer stopped coming.",
+    UpstreamFailure.TOTAL_TIMEOUT: "The upstream did not finish its answer in time.",
+    UpstreamFailure.RESET: "The upstream closed the connection before its answer was whole.",
+    UpstreamFailure.PROTOCOL: "The upstream's answer is malformed.",
+}
+KINDS: dict[type[transport.TransportError], UpstreamFailure] = {
+    transport.ConnectFailed: UpstreamFailure.CONNECT,
+    transport.ConnectTimeout: UpstreamFailure.CONNECT_TIMEOUT,
+    transport.PoolTimeout: UpstreamFailure.CONNECT_TIMEOUT,
+    transport.FirstChunkTimeout: UpstreamFailure.FIRST_CHUNK_TIMEOUT,
+    transport.BetweenTimeout: UpstreamFailure.BETWEEN_TIMEOUT,
+    transport.DeadlinePassed: UpstreamFailure.TOTAL_TIMEOUT,
+    transport.ConnectionReset: UpstreamFailure.RESET,
+    transport.BadResponse: UpstreamFailure.PROTOCOL,
+    transport.ResponseTooLarge: UpstreamFailure.PROTOCOL,
+}
+LATE = frozenset(kind for kind in UpstreamFailure if kind.value.endswith("timeout"))
+
+
+def translate(error: transport.TransportError, *, by_caller: bool) -> GatewayError:
+    """Turn what the client met into what the caller is told; addresses stay inside."""
+    if by_caller and isinstance(error, transport.DeadlinePassed):
+        return DeadlineExceeded("The request's total deadline ran out.", code="deadline_exceeded")
+    kind = KINDS[type(error)]
+    failed = UpstreamTimeout if kind in LATE else UpstreamError
+    return failed(WORDS[kind], kind=kind, sent=error.sent)
+
+
+def _late(kind: UpstreamFailure) -> UpstreamTimeout:
+    return UpstreamTimeout(WORDS[kind], kind=kind)
