@@ -12,6 +12,7 @@ where it is called, so that a core which lets go can take its place.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from tokenizers import Tokenizer as Core
@@ -50,10 +51,8 @@ class Tokenizer:
         file = path / "tokenizer.json"
         if not file.is_file():
             raise ModelError(f"{file} is missing: only tokenizers in the format of the tokenizers library are read")
-        try:
+        with _Reading(file):
             core = Core.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises the bare class for every defect of a file
-            raise ModelError(f"{file} cannot be read: {error}") from error
         core.no_padding()
         core.no_truncation()
         named = _named_tokens(read_json(path / "special_tokens_map.json"), read_json(path / "tokenizer_config.json"))
@@ -93,6 +92,10 @@ class Tokenizer:
         """The exact bytes of one token, special ones spelled out; none for an id without a token."""
         return self.vocabulary.exact[token_id]
 
+    def token_text(self, token_id: int) -> str:
+        """One token as the vocabulary spells it, for people to look at; empty for an id without a token."""
+        return self._core.id_to_token(token_id) or ""
+
     def stream(
         self, prompt_ids: Sequence[int], stops: StopStrings | None = None, *, include_stop: bool = False
     ) -> TextStream:
@@ -110,6 +113,22 @@ class Tokenizer:
         ids = self._ids("\n" + piece)
         length = len(self._newline)
         return ids[length:] if ids[:length] == self._newline else self._ids(piece)
+
+
+class _Reading:
+    """Translates what the library raises for any defect of a file: the bare `Exception`, which nothing else here is."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is Exception or isinstance(error, (OSError, UnicodeDecodeError)):
+            raise ModelError(f"{self._file} cannot be read: {error}") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
