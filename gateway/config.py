@@ -111,7 +111,7 @@ class TlsConfig(Schema, frozen=True):
 class UpstreamConfig(Schema, frozen=True):
     """An OpenAI-compatible HTTP server."""
 
-    url: Annotated[str, Meta(description="Its base, such as https://api.example.com/v1.")]
+    url: Annotated[str, Meta(description="Its base, such as https://api.example.com/v1; without a path, /v1 is meant.")]
     key: Annotated[Secret, Meta(description="Sent as bearer token; env:NAME or file:/path.")] | None = None
     connect_timeout_s: Annotated[Seconds, Meta(description="To be connected, TLS included.")] = 5.0
     first_chunk_timeout_s: Annotated[Seconds, Meta(description="From sending to the first byte of the answer.")] = 120.0
@@ -119,6 +119,9 @@ class UpstreamConfig(Schema, frozen=True):
     total_timeout_s: Annotated[Seconds, Meta(description="For an attempt as a whole.")] = 600.0
     max_connections: Annotated[int, Meta(ge=1, le=100_000, description="Open connections.")] = 1024
     max_concurrency: Annotated[int, Meta(ge=1, le=100_000, description="Requests at a time.")] | None = None
+    ask_usage: Annotated[
+        bool, Meta(description="Ask streams for token counts where the caller did not, and keep them from it.")
+    ] = False
     tls: Annotated[TlsConfig, Meta(description="Certificate checks of an https URL.")] = TlsConfig()
 
 
@@ -141,6 +144,15 @@ class LogTarget:
         raise ValueError(f"got {text!r}, expected stdout, off or a path with a slash")
 
 
+class Admission(Schema, frozen=True):
+    """How requests wait for an upstream that has room."""
+
+    max_waiting: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Requests that may wait; one more is answered 503.")
+    ] = 256
+    max_wait_s: Annotated[Seconds, Meta(description="How long one waits before it is answered 503.")] = 10.0
+
+
 class Telemetry(Schema, frozen=True):
     """What the process tells of itself."""
 
@@ -160,6 +172,7 @@ class Config(Schema, frozen=True):
         setting(default_factory=dict)
     )
     listen: Annotated[Listen, Meta(description="The listening socket.")] = Listen()
+    admission: Annotated[Admission, Meta(description="Waiting for room.")] = Admission()
     telemetry: Annotated[Telemetry, Meta(description="Logs and metrics.")] = Telemetry()
 
 

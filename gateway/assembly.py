@@ -1,0 +1,87 @@
+"""From the configuration to the objects that serve: upstreams, models, keys, and the application over them.
+
+The engine's door is imported only when a model is to run here: a pure proxy never sees torch.
+"""
+
+import time
+from hashlib import blake2b
+
+from gateway.app import App, Bounds, build
+from gateway.call import Model
+from gateway.config import Loaded, ModelConfig, UpstreamConfig
+from gateway.http.client import Client
+from gateway.http.origin import Origin
+from gateway.http.pool import PoolLimits
+from gateway.http.tls import client_context
+from gateway.keys import ApiKey, Keyring
+from gateway.metrics import Metrics
+from gateway.stages.record import Sink
+from gateway.upstreams.http import Clocks, HttpUpstream
+
+OWNER = "penstock"
+
+
+class StartError(Exception):
+    """The configuration is well-formed, and yet nothing can be served from it; one clear line."""
+
+
+async def assemble(loaded: Loaded, metrics: Metrics, sinks: list[Sink]) -> App:
+    """Build everything; models are loaded on a thread. Raises `StartError`."""
+    config = loaded.config
+    upstreams = {name: open_upstream(name, upstream, loaded) for name, upstream in config.upstreams.items()}
+    models: dict[str, Model] = {}
+    for name, model in config.models.items():
+        if model.engine is None:
+            models[name] = proxied(name, model, upstreams)
+        else:
+            from gateway.local import open_model
+
+            models[name] = await open_model(name, model, loaded, metrics)
+    bounds = Bounds(config.listen.request_timeout_s, config.admission.max_waiting, config.admission.max_wait_s)
+    keys = Keyring(ApiKey(tenant, loaded.secrets[secret]) for tenant, secret in config.keys.items())
+    return build(models=models, keys=keys, metrics=metrics, sinks=sinks, bounds=bounds)
+
+
+def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream]) -> Model:
+    """A model that HTTP upstreams serve."""
+    identity = "\n".join([model.upstream_model or name, *model.upstreams])
+    return Model(
+        name,
+        tuple(upstreams[each] for each in model.upstreams),
+        created=int(time.time()),
+        owned_by=OWNER,
+        fingerprint="fp_" + blake2b(identity.encode(), digest_size=6).hexdigest(),
+        max_context=model.max_context,
+        max_output=model.max_output,
+        upstream_model=model.upstream_model,
+    )
+
+
+def open_upstream(name: str, upstream: UpstreamConfig, loaded: Loaded) -> HttpUpstream:
+    """A client of an HTTP server; connects when it is first asked. Raises `StartError`."""
+    try:
+        origin = Origin.parse(upstream.url)
+        ca_file = None if upstream.tls.ca_file is None else loaded.path(upstream.tls.ca_file)
+        context = client_context(ca_file=ca_file, verify=upstream.tls.verify) if origin.scheme == "https" else None
+    except (ValueError, OSError) as error:
+        raise StartError(f"upstream {name}: {error}") from error
+    return HttpUpstream(
+        name,
+        Client(origin, PoolLimits(connections=upstream.max_connections), ssl_context=context),
+        origin_path(upstream.url),
+        key=None if upstream.key is None else loaded.secrets[upstream.key],
+        clocks=Clocks(
+            connect_s=upstream.connect_timeout_s,
+            first_chunk_s=upstream.first_chunk_timeout_s,
+            between_s=upstream.between_chunks_timeout_s,
+            total_s=upstream.total_timeout_s,
+        ),
+        slots=upstream.max_concurrency,
+        ask_usage=upstream.ask_usage,
+    )
+
+
+def origin_path(url: str) -> str:
+    """Give the path of a base URL; without one it is OpenAI's."""
+    _, _, path = url.partition("://")[2].partition("/")
+    return "/" + path.strip("/") if path.strip("/") else "/v1"

@@ -1,0 +1,194 @@
+"""The process that serves: from the inherited socket to a drained exit.
+
+It listens from the start, so that `/health` is answered while models still load; everything else is told to come back
+until the gateway is assembled. Then it serves until SIGTERM or until the supervisor is gone, drains, and ends.
+"""
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import socket
+import sys
+
+import uvloop
+
+from gateway import __version__
+from gateway.access_log import AccessLog
+from gateway.app import App
+from gateway.assembly import StartError, assemble
+from gateway.config import Listen, Loaded, LogTarget
+from gateway.http.limits import ServerLimits
+from gateway.http.message import HttpRequest, Responder
+from gateway.http.server import Server
+from gateway.metrics import Metrics
+from gateway.stages.record import Sink
+from gateway.supervisor import CANNOT_START, READY, say
+
+JSON = (b"content-type", b"application/json")
+ALIVE = b'{"status":"ok"}'
+LOADING = (
+    b'{"error":{"message":"The models are still being loaded.","type":"server_error","param":null,"code":"loading"}}'
+)
+SPARE_FILES = 256  # beside one per connection: libraries, logs, upstreams that are no connections of ours
+
+
+def work(loaded: Loaded, listener: socket.socket, line: socket.socket) -> int:
+    """Serve until told to stop; gives the exit status. `line` ties us to the supervisor."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="penstock: %(levelname)s %(name)s: %(message)s"
+    )
+    allow_files(2 * loaded.config.listen.max_connections + SPARE_FILES)
+    loop = uvloop.new_event_loop()
+    try:
+        return loop.run_until_complete(serve(loaded, listener, line))
+    finally:
+        loop.close()
+
+
+async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) -> int:
+    """Listen, assemble, serve, drain."""
+    config = loaded.config
+    try:
+        access_log = open_access_log(config.telemetry.access_log, loaded)
+    except OSError as error:
+        say(f"cannot write the access log {error.filename}: {error.strerror}")
+        return CANNOT_START
+    metrics = Metrics(__version__)
+    server = Server(still_loading, server_limits(config.listen))
+    metrics.watch("connections", "Open connections of callers.", lambda: server.connections)
+    sinks: list[Sink] = [metrics.observe]
+    if access_log is not None:
+        sinks.append(access_log.write)
+        metrics.watch("access_log_lines_dropped", "Lines that found no room or no disk.", lambda: access_log.dropped)
+    url = url_of(listener)
+    await server.start(listener)
+    stop = Stop(line)
+    app: App | None = None
+    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks))
+    try:
+        app = await stop.unless(assembling)
+        if app is not None:
+            server.application = app
+            settle_memory()
+            line.send(READY)
+            say(announcement(loaded, url))
+            await stop.asked.wait()
+            app.drain()
+    except StartError as error:
+        say(str(error))
+        return CANNOT_START
+    finally:
+        await drain(server, config.listen.drain_s, stop)
+        if app is not None:
+            await app.aclose()
+        if access_log is not None:
+            await access_log.aclose()
+    return 0
+
+
+class Stop:
+    """Why to stop: SIGTERM, or a supervisor that is gone. Being asked again breaks off what still drains."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self.asked = asyncio.Event()
+        self.draining: asyncio.Task[None] | None = None
+        self._line = line
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ask)
+        loop.add_reader(line.fileno(), self._orphaned)
+
+    async def unless(self, task: "asyncio.Task[App]") -> App | None:
+        """Await a task, but not beyond being asked to stop: a model that loads on its thread ends with the process."""
+        asked = asyncio.ensure_future(self.asked.wait())
+        await asyncio.wait((task, asked), return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        return None
+
+    def _ask(self) -> None:
+        if self.draining is not None:
+            self.draining.cancel()
+        self.asked.set()
+
+    def _orphaned(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._line.fileno())
+        say("the supervisor is gone; draining")
+        self._ask()
+
+
+async def drain(server: Server, grace_s: float, stop: Stop) -> None:
+    """Let running requests finish within the grace, or until asked to stop again."""
+    stop.draining = asyncio.ensure_future(server.drain(grace_s))
+    try:
+        await stop.draining
+    except asyncio.CancelledError:
+        await server.drain(0.0)
+
+
+async def still_loading(request: HttpRequest, responder: Responder) -> None:
+    """Answer while there is no application yet."""
+    if request.path == "/health":
+        responder.respond(200, [JSON], ALIVE)
+    else:
+        responder.respond(503, [JSON, (b"retry-after", b"1")], LOADING)
+
+
+def open_access_log(target: LogTarget, loaded: Loaded) -> AccessLog | None:
+    """Open the log where the operator wants it. Raises `OSError`."""
+    match target.kind:
+        case "off":
+            return None
+        case "stdout":
+            return AccessLog(sys.stdout.fileno())
+        case "file":
+            return AccessLog.open(str(loaded.path(target.path)))
+
+
+def server_limits(listen: Listen) -> ServerLimits:
+    """Give the server's limits as the operator set them."""
+    return ServerLimits(
+        connections=listen.max_connections,
+        body_bytes=listen.max_body_bytes,
+        head_s=listen.head_timeout_s,
+        body_s=listen.body_timeout_s,
+        idle_s=listen.idle_timeout_s,
+        stall_s=listen.stall_timeout_s,
+    )
+
+
+def settle_memory() -> None:
+    """Put what will live as long as the process out of the collector's sight, so that no collection walks it."""
+    gc.collect()
+    gc.freeze()
+
+
+def allow_files(wanted: int) -> None:
+    """Raise the soft limit of open files to what the connections may need, as far as the hard limit lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def url_of(listener: socket.socket) -> str:
+    """Give the URL that a caller on this machine can use."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def announcement(loaded: Loaded, url: str) -> str:
+    """Say what is served and where, and how to try it."""
+    config = loaded.config
+    name = next(iter(config.models))
+    who = f"{len(config.keys)} keys" if config.keys else "no key configured, so on loopback only"
+    key = "-H 'authorization: Bearer $KEY' " if config.keys else ""
+    ask = f'{{"model": "{name}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return (
+        f"serving {', '.join(config.models)} on {url} ({who}). Try:\n\n"
+        f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json' {key}-d '{ask}'\n"
+    )
