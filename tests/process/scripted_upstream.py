@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class ScriptedUpstream(ThreadingHTTPServer):
-    """Answers `words` to every chat. A stream holds after its first word until `go` is set; `held` says that it does."""
+    """Answers `words` to every chat. A stream holds after each word until `go` is set; `held` says that one came."""
 
     daemon_threads = True
 
@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
         self.wfile.flush()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Stay silent."""
 
 
