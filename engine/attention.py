@@ -39,8 +39,11 @@ class KeyValuePool:
         self.num_heads = config.num_kv_heads
         self.head_dim = config.head_dim
         shape = (num_blocks + 1, 2, self.num_heads, block_size, self.head_dim)
-        # zeros, not empty: what a mask hides must still be finite, since 0 times NaN is NaN
-        self.layers = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_layers)]
+        # Zeros, not empty: what a mask hides must still be finite, since 0 times NaN is NaN. Numpy's come from the
+        # system as they are touched, so that a large pool costs no time at the start.
+        num_bytes = math.prod(shape) * dtype.itemsize
+        raw = [torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)) for _ in range(config.num_layers)]
+        self.layers = [layer.view(dtype).view(shape) for layer in raw]
         self.by_block = [layer.view(-1, block_size * self.head_dim) for layer in self.layers]
         self.by_token = [layer.view(-1, self.head_dim) for layer in self.layers]
 
