@@ -3,12 +3,13 @@
 The engine's door is imported only when a model is to run here: a pure proxy never sees torch.
 """
 
+import asyncio
 import time
 from hashlib import blake2b
 
 from gateway.app import App, Bounds, build
 from gateway.call import Model
-from gateway.config import Loaded, ModelConfig, UpstreamConfig
+from gateway.config import DEMO, EngineModel, Loaded, ModelConfig, UpstreamConfig
 from gateway.http.client import Client
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
@@ -34,9 +35,7 @@ async def assemble(loaded: Loaded, metrics: Metrics, sinks: list[Sink]) -> App:
         if model.engine is None:
             models[name] = proxied(name, model, upstreams)
         else:
-            from gateway.local import open_model
-
-            models[name] = await open_model(name, model, loaded, metrics)
+            models[name] = await local(name, model, model.engine, loaded, metrics)
     bounds = Bounds(config.listen.request_timeout_s, config.admission.max_waiting, config.admission.max_wait_s)
     keys = Keyring(ApiKey(tenant, loaded.secrets[secret]) for tenant, secret in config.keys.items())
     return build(models=models, keys=keys, metrics=metrics, sinks=sinks, bounds=bounds)
@@ -55,6 +54,37 @@ def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream]) -
         max_output=model.max_output,
         upstream_model=model.upstream_model,
     )
+
+
+async def local(name: str, model: ModelConfig, settings: EngineModel, loaded: Loaded, metrics: Metrics) -> Model:
+    """A model that runs in this process. Raises `StartError`."""
+    await asyncio.to_thread(import_engine)
+    from gateway.upstreams.engine import CannotLoad, EngineUpstream
+
+    directory = None if settings.path == DEMO else loaded.path(settings.path)
+    try:
+        upstream = await EngineUpstream.open(name, settings, directory)
+    except CannotLoad as error:
+        raise StartError(str(error)) from error
+    metrics.watch_engine(name, upstream.stats)
+    return Model(
+        name,
+        (upstream,),
+        created=int(time.time()),
+        owned_by=OWNER,
+        fingerprint=upstream.fingerprint,
+        encoder=upstream.prompts,
+        max_context=min(model.max_context or upstream.max_context, upstream.max_context),
+        max_output=model.max_output,
+    )
+
+
+def import_engine() -> None:
+    """Import the engine's door: seconds of torch, once, not to be spent on the loop. Raises `StartError` without it."""
+    try:
+        import gateway.upstreams.engine  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise StartError(f"a model is to run in this process, and the engine is not installed: {error}") from error
 
 
 def open_upstream(name: str, upstream: UpstreamConfig, loaded: Loaded) -> HttpUpstream:

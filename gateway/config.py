@@ -21,6 +21,7 @@ from policies.reader import choice, read
 from policies.secret import Secret
 
 FILE = "penstock.yaml"
+DEMO = "demo"  # the model that comes with the engine
 LIMITS = ServerLimits()
 MIN_KEY_CHARS = 8
 
@@ -192,7 +193,7 @@ class Loaded:
 
 def demo() -> Loaded:
     """What runs when no file says anything: the demo model, for this machine alone."""
-    return Loaded(Config(models={"demo": ModelConfig(engine=EngineModel(path="demo"))}), Path.cwd())
+    return Loaded(Config(models={DEMO: ModelConfig(engine=EngineModel(path=DEMO))}), Path.cwd())
 
 
 def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool = True) -> Loaded:
@@ -254,7 +255,7 @@ def fetch(config: Config, environ: Mapping[str, str], found: dict[Secret, str]) 
 def missing_files(loaded: Loaded) -> Iterator[Flaw]:
     """Find paths of the file that lead nowhere."""
     for name, model in loaded.config.models.items():
-        if model.engine and model.engine.path != "demo" and not loaded.path(model.engine.path).is_dir():
+        if model.engine and model.engine.path != DEMO and not loaded.path(model.engine.path).is_dir():
             yield Flaw(
                 ("models", name, "engine", "path"), f"got {model.engine.path!r}, expected a directory that exists"
             )

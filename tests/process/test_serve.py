@@ -13,6 +13,7 @@ import pytest
 
 from tests.process.conftest import Process, Start
 from tests.process.scripted_upstream import ScriptedUpstream, scripted_upstream
+from tests.tiny_model import tiny_model_dir
 
 SERVE = ("-m", "gateway.cli", "serve", "--config", "penstock.yaml")
 KEYS = {"UPSTREAM_KEY": "upstream-secret", "ALICE_KEY": "alice-secret"}
@@ -195,4 +196,48 @@ def test_a_log_that_cannot_be_written_is_told_and_not_tried_again(start: Start, 
     process = start(*SERVE)
 
     process.expect("nowhere/access.log: No such file or directory")
+    assert process.wait() == 78
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_dir(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def engine(start: Start, tmp_path: Path, model: Path) -> Process:
+    (tmp_path / "penstock.yaml").write_text(
+        f"listen: {{port: 0}}\nmodels: {{gpt: {{engine: {{path: {model}, threads: 1, num_blocks: 64}}}}}}\n"
+        "telemetry: {access_log: off}\n"
+    )
+    return start(*SERVE)
+
+
+def test_a_local_model_answers_through_the_same_door(engine: Process) -> None:
+    url = url_of(engine)
+    body = {"model": "gpt", "prompt": "The quick", "max_tokens": 5, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
+    metrics = httpx.get(f"{url}/metrics").text
+
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (5, "length")
+    assert 'penstock_engine_generated_tokens_total{model="gpt"} 5.0' in metrics
+    assert 'penstock_engine_blocks{model="gpt"} 64.0' in metrics
+
+
+def test_a_local_model_drains_like_any_other(engine: Process) -> None:
+    url = url_of(engine)
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=asked(stream=True) | {"max_tokens": 200}) as answer:
+        engine.send(signal.SIGTERM)
+        told = answer.read()
+
+    assert told.endswith(b"data: [DONE]\n\n")
+    assert engine.wait() == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_one_clear_line(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "penstock.yaml").write_text("listen: {port: 0}\nmodels: {gpt: {engine: {path: empty}}}\n")
+    process = start(*SERVE)
+
+    assert "model gpt: " in process.expect("penstock: ")
     assert process.wait() == 78
