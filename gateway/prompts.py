@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from engine.errors import TemplateError
-from engine.text.template import ChatTemplate
+from engine.text.template import ChatTemplate, TemplateError
 from engine.text.tokenizer import Tokenizer
 from gateway.call import ChatPrompt, TextPrompt
 from gateway.errors import BadRequest

@@ -14,6 +14,8 @@ from engine.text.sandbox import BUDGET, Budget, ChatEnvironment, Limits
 from engine.text.shield import Json, Shield
 from engine.text.tokenizer import Tokenizer, read_json
 
+__all__ = ["ChatTemplate", "Message", "TemplateError"]  # the error too: whoever renders here needs no other door
+
 Message = Mapping[str, Json]
 
 _CUT_HERE = "PENSTOCK CONTINUES HERE "

@@ -1,0 +1,380 @@
+"""The door to the in-process engine: calls in, one crossing of threads a step out.
+
+The engine's thread hands over the outputs of a whole step at once; one callback on the event loop puts each into its
+answer's mailbox and wakes whoever reads. An answer's mailbox holds at most what its `max_tokens` allow, so that a slow
+reader costs memory that was granted, and nobody else's time.
+
+Nothing else of the gateway imports the engine (its texts aside), and this file is imported only when the configuration
+names a local model.
+"""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+from engine.config import EngineConfig
+from engine.errors import (
+    DuplicateRequest,
+    EngineError,
+    EngineStopped,
+    InvalidConfig,
+    InvalidParams,
+    ModelError,
+    PromptEmpty,
+    PromptTooLong,
+    QueueFull,
+    TemplateError,
+)
+from engine.load import LoadedModel, LoadOptions, load, model_directory
+from engine.output import GenerateRequest, Output
+from engine.params import SamplingParams
+from engine.sequence import FinishReason as EngineFinish
+from gateway.call import Call, ChatPrompt, Event, FinishReason, Reply, Request, TokenLogprob, Usage
+from gateway.config import EngineModel
+from gateway.errors import (
+    BadRequest,
+    ContextTooLong,
+    DeadlineExceeded,
+    GatewayError,
+    InternalError,
+    Overloaded,
+    UpstreamError,
+    UpstreamFailure,
+)
+from gateway.prompts import ModelPrompts
+from gateway.upstreams.base import Room
+
+STOP_WAIT_S = 5.0  # a step that takes longer is left to the process's end
+FINISHES: Mapping[EngineFinish, FinishReason] = {
+    EngineFinish.STOP: FinishReason.STOP,
+    EngineFinish.LENGTH: FinishReason.LENGTH,
+}
+
+
+class CannotLoad(Exception):
+    """A local model cannot be brought up; one clear line."""
+
+
+def translate(error: EngineError) -> GatewayError:
+    """What a caller is told of the engine's errors. A test holds that none is missing."""
+    match error:
+        case PromptTooLong():
+            return ContextTooLong(
+                f"This model's maximum context length is {error.limit} tokens. However, your prompt resulted in "
+                f"{error.num_tokens} tokens, and the answer needs at least one. Please reduce the length.",
+                code="context_length_exceeded",
+            )
+        case InvalidParams():
+            return BadRequest(f"Invalid value for '{error}'.", param=error.param, code="invalid_value")
+        case PromptEmpty():
+            return BadRequest("The prompt has no token.", param="prompt")
+        case TemplateError():
+            return BadRequest(f"The messages do not fit the model's chat template: {error}", param="messages")
+        case QueueFull():
+            message = f"The engine is overloaded: {error.limit} answers wait already."
+            return Overloaded(message, code="queue_full", headers={"retry-after": "1"})
+        case EngineStopped():
+            return UpstreamError("The engine was stopped.", kind=UpstreamFailure.ENGINE, sent=False)
+        case DuplicateRequest() | ModelError() | InvalidConfig():
+            return InternalError(str(error))
+        case _:
+            raise AssertionError(f"{type(error).__name__} has no translation")
+
+
+class EngineUpstream:
+    """Implements `Upstream` over one loaded model. Starts the engine's thread; lives on the running event loop.
+
+    At most `max_sequences` answers run and `max_waiting` wait; `room` counts what is left of both together.
+    """
+
+    takes_ids = True
+
+    def __init__(self, name: str, model: LoadedModel, config: EngineConfig | None = None) -> None:
+        config = config or EngineConfig()
+        self.name = name
+        self._model = model
+        self._loop = asyncio.get_running_loop()
+        self._engine = model.open_engine(self._deliver, config)
+        self._capacity = config.max_sequences + config.max_waiting
+        self._occupied = 0  # choices of running answers; a leased slot counts as one until its answer begins
+        self._answers: dict[str, _Answer] = {}  # by engine request id
+        self._serial = count()
+        self.max_context = min(model.runner.max_model_len, self._engine.scheduler.pool.capacity)
+        self.fingerprint = "fp_" + model.fingerprint[:6].hex()
+        self.prompts = ModelPrompts(model.tokenizer, model.template, self.max_context, model.runner.vocab_size)
+        self._engine.start()
+
+    @classmethod
+    async def open(cls, name: str, settings: EngineModel, directory: Path | None = None) -> "EngineUpstream":
+        """Load what the configuration names, on a thread. `directory` is the path that `settings.path` means.
+
+        Raises `CannotLoad`.
+        """
+        options = LoadOptions(
+            device=settings.device,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            num_blocks=settings.num_blocks,
+            kv_bytes=settings.kv_memory_bytes,
+            threads=settings.threads,
+        )
+        try:
+            config = _engine_config(settings)
+            model = await asyncio.to_thread(load, directory or model_directory(settings.path), options)
+        except EngineError as error:
+            raise CannotLoad(f"model {name}: {error}") from error
+        return cls(name, model, config)
+
+    def refuses(self, request: Request) -> BadRequest | None:
+        """What needs a grammar, a prompt's log-probabilities or infilling is not here yet."""
+        prompt = request.prompt
+        if request.response_format is not None:
+            return BadRequest("This model cannot enforce a response format.", param="response_format")
+        if request.best_of is not None and request.best_of > request.n:
+            return BadRequest("'best_of' greater than 'n' is not supported.", param="best_of")
+        if isinstance(prompt, ChatPrompt):
+            if prompt.tool_choice not in (None, "auto", "none"):
+                return BadRequest("This model cannot be forced to call a tool: use 'auto'.", param="tool_choice")
+        elif prompt.suffix is not None:
+            return BadRequest("'suffix' is not supported.", param="suffix")
+        elif prompt.echo and request.sampling.logprobs is not None:
+            return BadRequest("'echo' together with 'logprobs' is not supported.", param="echo")
+        return None
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Occupy one slot until closed."""
+        self._occupied += 1
+        try:
+            yield
+        finally:
+            self._occupied -= 1
+
+    async def send(self, call: Call) -> Reply:
+        """Submit the call's prompts, each with `n` choices; they are aborted when the events are closed."""
+        assert call.tokens.prompts is not None, "prompts are encoded for whoever takes ids"
+        assert call.tokens.output is not None, "who encodes prompts knows how much room they leave"
+        answer = _Answer(call, self._leave)
+        try:
+            for position, prompt_ids in enumerate(call.tokens.prompts):
+                if call.tokens.output == 0:
+                    answer.skip(position, len(prompt_ids))
+                else:
+                    self._submit(call, answer, position, prompt_ids, call.tokens.output)
+        except EngineError as error:
+            await answer.aclose()
+            raise translate(error) from error
+        return Reply(200, {}, answer)
+
+    def room(self) -> Room:
+        """What is left, from the engine's latest step."""
+        stats = self._engine.stats
+        wait_s = stats.waiting_prefill_tokens / stats.prefill_tokens_per_s if stats.prefill_tokens_per_s else None
+        return Room(
+            slots=max(self._capacity - self._occupied, 0),
+            free_blocks=stats.free_blocks + stats.cached_blocks,
+            waiting_prefill_tokens=stats.waiting_prefill_tokens,
+            step_s=stats.step_s,
+            predicted_first_token_s=None if wait_s is None else wait_s + stats.step_s,
+        )
+
+    def stats(self) -> Mapping[str, float]:
+        """The engine's numbers, by the names of `EngineStats`."""
+        return asdict(self._engine.stats)
+
+    async def aclose(self) -> None:
+        """Stop the engine's thread behind its running step; answers under way end with an error."""
+        await asyncio.to_thread(self._engine.stop, STOP_WAIT_S)
+
+    def _submit(
+        self, call: Call, answer: "_Answer", position: int, prompt_ids: tuple[int, ...], max_tokens: int
+    ) -> None:
+        request_id = f"{call.id}.{next(self._serial)}"
+        request = GenerateRequest(
+            request_id,
+            prompt_ids,
+            self._params(call.request, max_tokens),
+            n=call.request.n,
+            salt=call.tenant.salt,
+            order_key=call.tenant.id,
+            deadline=call.deadline,
+        )
+        self._engine.submit(request)
+        # A slot was leased for the first choice of all; the others are counted here, until the answer is closed.
+        self._occupied += request.n - (not answer.num_choices)
+        self._answers[request_id] = answer
+        answer.expect(request_id, position, request.n)
+
+    def _params(self, request: Request, max_tokens: int) -> SamplingParams:
+        asked, defaults = request.sampling, self._model.defaults
+        stop_ids = frozenset(asked.stop_token_ids)
+
+        def chosen(value: float | None, default: float) -> float:
+            return default if value is None else value
+
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=asked.min_tokens or 0,
+            temperature=chosen(asked.temperature, defaults.temperature),
+            top_k=max(defaults.top_k if asked.top_k is None else asked.top_k, 0),
+            top_p=chosen(asked.top_p, defaults.top_p),
+            min_p=chosen(asked.min_p, defaults.min_p),
+            presence_penalty=asked.presence_penalty or 0.0,
+            frequency_penalty=asked.frequency_penalty or 0.0,
+            repetition_penalty=chosen(asked.repetition_penalty, defaults.repetition_penalty),
+            logit_bias=asked.logit_bias or {},
+            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            logprobs=asked.logprobs,
+            stop=asked.stop,
+            stop_token_ids=stop_ids if asked.ignore_eos else stop_ids | self._model.tokenizer.stop_ids,
+        )
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        """On the engine's thread: cross once."""
+        self._loop.call_soon_threadsafe(self._route, outputs)
+
+    def _route(self, outputs: list[Output]) -> None:
+        """On the event loop: to each its own. Who has left is not missed."""
+        for output in outputs:
+            answer = self._answers.get(output.request_id)
+            if answer is not None:
+                answer.receive(output)
+                if not answer.is_open(output.request_id):
+                    del self._answers[output.request_id]
+
+    def _leave(self, answer: "_Answer") -> None:
+        """An answer was closed: end what still runs, give its room back."""
+        for request_id in answer.open_ids():
+            self._engine.abort(request_id)
+            del self._answers[request_id]
+        self._occupied -= max(answer.num_choices - 1, 0)
+
+
+class _Answer(AsyncGenerator[Event, None]):
+    """The events of one call: a mailbox with one reader.
+
+    A plain object and not a generator function, because one that is closed before its first event must abort as well.
+    """
+
+    def __init__(self, call: Call, leave: Callable[["_Answer"], None]) -> None:
+        self._n = call.request.n
+        self._leave = leave
+        self._places: dict[str, int] = {}  # engine request id → place of its prompt among the call's
+        self._num_open: dict[str, int] = {}
+        self._mail: deque[Output | Event] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+        self._usage = Usage()
+        self._closed = False
+        self.num_choices = 0  # that were submitted
+
+    def expect(self, request_id: str, place: int, n: int) -> None:
+        """A request was submitted for the prompt at `place`."""
+        self._places[request_id] = place
+        self._num_open[request_id] = n
+        self.num_choices += n
+
+    def skip(self, place: int, num_prompt: int) -> None:
+        """Nothing shall be generated behind the prompt at `place`."""
+        self._usage.prompt += num_prompt
+        for index in range(self._n):
+            self._mail.append(Event(index=place * self._n + index, finish=FinishReason.LENGTH))
+
+    def is_open(self, request_id: str) -> bool:
+        """Whether more is to come for a request."""
+        return request_id in self._num_open
+
+    def open_ids(self) -> list[str]:
+        """The requests that more is to come for."""
+        return list(self._num_open)
+
+    def receive(self, output: Output) -> None:
+        """Take in what a step brought."""
+        self._mail.append(output)
+        if output.finish is not None:
+            self._num_open[output.request_id] -= 1
+            if not self._num_open[output.request_id]:
+                del self._num_open[output.request_id]
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def __anext__(self) -> Event:
+        while not self._mail:
+            if self._closed or not self._num_open:
+                raise StopAsyncIteration
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        mail = self._mail.popleft()
+        event = mail if isinstance(mail, Event) else self._event(mail)
+        if not self._mail and not self._num_open:
+            event.usage = self._usage
+        return event
+
+    async def asend(self, value: None) -> Event:
+        return await self.__anext__()
+
+    async def athrow(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: BaseException | object = None,
+        traceback: TracebackType | None = None,
+    ) -> Event:
+        await self.aclose()
+        raise kind
+
+    async def aclose(self) -> None:
+        """Abort what still runs. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._mail.clear()
+            self._leave(self)
+
+    def _event(self, output: Output) -> Event:
+        """Raises `UpstreamError` or `DeadlineExceeded` for an answer that the engine could not finish."""
+        finish: FinishReason | None = None
+        if output.finish is not None:
+            if output.finish not in FINISHES:
+                raise _failure(output)
+            finish = FINISHES[output.finish]
+            self._usage.completion += output.num_generated
+            if output.index == 0:  # the choices of a prompt share it
+                self._usage.prompt += output.num_prompt
+                self._usage.cached += output.num_cached
+        return Event(
+            index=self._places[output.request_id] * self._n + output.index,
+            token_ids=output.token_ids,
+            text=output.text,
+            logprobs=_logprobs(output) if output.logprobs else (),
+            finish=finish,
+        )
+
+
+def _logprobs(output: Output) -> tuple[TokenLogprob, ...]:
+    entries = zip(output.token_ids, output.logprobs or (), strict=True)
+    return tuple(TokenLogprob(token_id, entry.chosen, entry.top) for token_id, entry in entries)
+
+
+def _failure(output: Output) -> GatewayError:
+    if output.error == "deadline":
+        return DeadlineExceeded("The request's total deadline ran out.", code="deadline_exceeded")
+    return UpstreamError(f"The engine could not finish: {output.error or output.finish}.", kind=UpstreamFailure.ENGINE)
+
+
+def _engine_config(settings: EngineModel) -> EngineConfig:
+    """What the operator said; the rest as the engine decides. Raises `InvalidConfig`."""
+    default = EngineConfig()
+    return EngineConfig(
+        max_batch_tokens=settings.max_batch_tokens or default.max_batch_tokens,
+        max_sequences=settings.max_sequences or default.max_sequences,
+        max_prefill_chunk=settings.max_prefill_chunk or default.max_prefill_chunk,
+        max_waiting=settings.max_waiting or default.max_waiting,
+        prefix_cache=settings.prefix_cache,
+    )
