@@ -5,13 +5,14 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.process.conftest import Process, Start
+from tests.process.children import Process
+from tests.process.conftest import Start
 from tests.process.scripted_upstream import ScriptedUpstream, scripted_upstream
 from tests.tiny_model import tiny_model_dir
 
@@ -58,7 +59,8 @@ def asked(*, stream: bool) -> dict[str, object]:
 def connect_until_refused(url: str) -> None:
     port = int(url.rpartition(":")[2])
     while True:
-        socket.create_connection(("127.0.0.1", port), timeout=60).close()
+        with suppress(ConnectionResetError):  # accepted into the queue of a socket that was closed just then
+            socket.create_connection(("127.0.0.1", port), timeout=60).close()
 
 
 def test_a_chat_goes_through_to_the_upstream_with_the_upstreams_own_key(
