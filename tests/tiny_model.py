@@ -1,12 +1,15 @@
 """Model directories made on the spot: a byte-level BPE learnt from a few lines, and random weights of a real family.
 
-The directories are what `save_pretrained` writes, so that `transformers` reads them as well as the engine does.
+`transformers` reads the directories as well as the engine does; it is not needed to write them.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TEXT = """\
@@ -80,13 +83,16 @@ def tiny_model_dir(
     dtype: str = "float32",
     settings: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write a whole model directory with random weights; `settings` override fields of its `config.json`."""
-    import torch
-    import transformers
+    """Write a whole model directory with random weights; `settings` override fields of its `config.json`.
 
-    write_tokenizer(path)
-    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    shape: dict[str, object] = {
+    The weights are large enough that the likeliest token leads clearly: greedy answers then do not hang on rounding.
+    """
+    tokenizer = byte_level_tokenizer()
+    write_tokenizer(path, tokenizer)
+    end = tokenizer.token_to_id("<|im_end|>")
+    config: dict[str, object] = {
+        "architectures": [f"{family.title()}ForCausalLM"],
+        "model_type": family,
         "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": hidden_size,
         "intermediate_size": 2 * hidden_size,
@@ -95,20 +101,56 @@ def tiny_model_dir(
         "num_key_value_heads": num_kv_heads,
         "head_dim": hidden_size // num_heads,
         "max_position_embeddings": max_positions,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "sliding_window": None,
         "tie_word_embeddings": tied,
         "bos_token_id": None,
-        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
-        "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
-        # Weights large enough that the likeliest token leads clearly: greedy answers then do not hang on rounding.
-        "initializer_range": 0.2,
+        "eos_token_id": end,
+        "dtype": dtype,
     }
-    config_class = getattr(
-        transformers, {"llama": "Llama", "mistral": "Mistral"}.get(family, family.title()) + "Config"
-    )
-    config = config_class(**(shape | dict(settings or {})))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    model.generation_config = transformers.GenerationConfig(eos_token_id=config.eos_token_id, do_sample=False)
-    model.save_pretrained(path)
+    config |= settings or {}
+    (path / "config.json").write_text(json.dumps(config, indent=2))
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    random = torch.Generator().manual_seed(seed)
+    weights = {
+        name: (torch.ones(shape) if "norm" in name else torch.randn(shape, generator=random) * 0.2).to(
+            getattr(torch, dtype)
+        )
+        for name, shape in _shapes(config, family).items()
+    }
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     return path
+
+
+def _shapes(config: Mapping[str, Any], family: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint by their names at Hugging Face."""
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        block: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,),
+            "self_attn.q_proj.weight": (queries, hidden),
+            "self_attn.k_proj.weight": (keys, hidden),
+            "self_attn.v_proj.weight": (keys, hidden),
+            "self_attn.o_proj.weight": (hidden, queries),
+            "mlp.gate_proj.weight": (inner, hidden),
+            "mlp.up_proj.weight": (inner, hidden),
+            "mlp.down_proj.weight": (hidden, inner),
+        }
+        if family == "qwen2":
+            block |= {
+                f"self_attn.{name}_proj.bias": (size,) for name, size in zip("qkv", (queries, keys, keys), strict=True)
+            }
+        if family == "qwen3":
+            block |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    return shapes

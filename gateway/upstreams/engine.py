@@ -13,7 +13,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -100,8 +100,10 @@ class EngineUpstream:
         self.name = name
         self._model = model
         self._loop = asyncio.get_running_loop()
-        self._engine = model.open_engine(self._deliver, config)
+        # Who arrives waits in the engine's inbox until its next step, also if nothing runs: the inbox must hold all
+        # that `room` lets in, or a burst would be refused beside an idle engine.
         self._capacity = config.max_sequences + config.max_waiting
+        self._engine = model.open_engine(self._deliver, replace(config, max_waiting=self._capacity))
         self._occupied = 0  # choices of running answers; a leased slot counts as one until its answer begins
         self._answers: dict[str, _Answer] = {}  # by engine request id
         self._serial = count()
