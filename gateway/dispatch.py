@@ -26,8 +26,8 @@ from gateway.upstreams.base import Upstream
 from gateway.vacancy import Vacancy, has_room
 from policies.outcome import Outcome
 
-# Statuses below 500 that speak of the upstream's state and not of the request.
-BUSY_STATUSES = frozenset((408, 425, 429))
+# Statuses below 500 that speak of the upstream, or of our credentials there, and not of the request.
+NOT_THE_REQUEST = frozenset((401, 403, 407, 408, 425, 429))
 
 
 def classify(error: GatewayError) -> Outcome:
@@ -35,7 +35,7 @@ def classify(error: GatewayError) -> Outcome:
     if not isinstance(error, UpstreamError):
         return Outcome.IGNORED
     answered = error.answered
-    blameless = answered is not None and 400 <= answered < 500 and answered not in BUSY_STATUSES
+    blameless = answered is not None and 400 <= answered < 500 and answered not in NOT_THE_REQUEST
     return Outcome.IGNORED if blameless else Outcome.DROPPED
 
 

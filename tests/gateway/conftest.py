@@ -1,0 +1,80 @@
+"""A whole gateway on a real socket, over a scripted upstream on another."""
+
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.app import App, Bounds, build
+from gateway.call import Model
+from gateway.http.client import Client
+from gateway.http.origin import Origin
+from gateway.http.pool import PoolLimits
+from gateway.http.server import Server
+from gateway.keys import ApiKey, Keyring
+from gateway.metrics import Metrics
+from gateway.record import RequestRecord
+from gateway.upstreams.base import Upstream as GatewayUpstream
+from gateway.upstreams.http import HttpUpstream
+from tests.rig.upstream import Upstream, scripted_upstream
+
+
+@dataclass
+class Gateway:
+    """A running gateway and what it reported."""
+
+    app: App
+    server: Server
+    port: int
+    metrics: Metrics
+    records: list[RequestRecord] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def http_upstream(url: str, name: str = "scripted", **settings: object) -> HttpUpstream:
+    """An upstream over a client of its own."""
+    client = Client(Origin.parse(url), PoolLimits(connections=1000))
+    return HttpUpstream(name, client, "/v1", **settings)  # type: ignore[arg-type]
+
+
+def model(name: str, *upstreams: GatewayUpstream, **settings: object) -> Model:
+    return Model(name, upstreams, 1_700_000_000, "tests", "fp_test", **settings)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running(*models: Model, keys: Sequence[ApiKey] = (), bounds: Bounds | None = None) -> AsyncIterator[Gateway]:
+    """Serve models on a free port."""
+    metrics, records = Metrics("test"), list[RequestRecord]()
+    app = build(
+        models={each.name: each for each in models},
+        keys=Keyring(keys),
+        metrics=metrics,
+        sinks=(metrics.observe, records.append),
+        bounds=bounds,
+    )
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    server = Server(app)
+    await server.start(listener)
+    gateway = Gateway(app, server, listener.getsockname()[1], metrics, records)
+    try:
+        yield gateway
+    finally:
+        await server.drain(0.0)
+        await app.aclose()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with scripted_upstream() as server:
+        yield server
+
+
+@pytest.fixture
+async def gateway(upstream: Upstream) -> AsyncIterator[Gateway]:
+    async with running(model("m", http_upstream(upstream.url))) as serving:
+        yield serving

@@ -1,0 +1,530 @@
+"""Each stage alone: what it refuses, what it writes, what it leaves behind."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from gateway.call import (
+    Call,
+    ChatPrompt,
+    Event,
+    Operation,
+    PromptEncoder,
+    Reply,
+    Request,
+    Tenant,
+    TextPrompt,
+    TokenCount,
+    compose,
+)
+from gateway.errors import (
+    BadRequest,
+    ContextTooLong,
+    DeadlineExceeded,
+    GatewayError,
+    ModelNotFound,
+    Overloaded,
+    Unauthenticated,
+    UpstreamError,
+    UpstreamFailure,
+)
+from gateway.generation import Generation
+from gateway.keys import ApiKey, Keyring, tenant_named
+from gateway.record import Ending, RequestRecord
+from gateway.stages.admit import Admit
+from gateway.stages.authenticate import ANYBODY, Authenticate
+from gateway.stages.bound import Bound
+from gateway.stages.choose import Choose
+from gateway.stages.generate import Generate
+from gateway.stages.record import Record
+from gateway.stages.resolve import Resolve
+from gateway.vacancy import Vacancy
+from tests.gateway.conftest import model
+from tests.rig.in_process import InProcess
+
+CHAT = ChatPrompt([{"role": "user", "content": "hi"}])
+
+
+def call(headers: dict[bytes, bytes] | None = None, body: bytes = b"{}", **fields: object) -> Call:
+    request = Request(Operation.CHAT, "m", CHAT, **fields)  # type: ignore[arg-type]
+    return Call("id", "/v1/chat/completions", 0.0, body, headers or {}, request, 1e9, AsyncExitStack())
+
+
+async def empty() -> AsyncGenerator[Event, None]:
+    return
+    yield
+
+
+async def answer(call: Call) -> Reply:
+    return Reply(200, {}, empty())
+
+
+async def test_the_first_listed_stage_sees_the_call_first() -> None:
+    seen: list[str] = []
+
+    @dataclass
+    class Named:
+        name: str
+
+        async def __call__(self, call: Call, inner: object) -> Reply:
+            seen.append(self.name)
+            return await inner(call)  # type: ignore[operator,no-any-return]
+
+    await compose([Named("a"), Named("b"), Named("c")], answer)(call())
+
+    assert seen == ["a", "b", "c"]
+
+
+# Authenticate
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {b"authorization": b"Bearer key-of-a"},
+        {b"authorization": b"bearer  key-of-a "},
+        {b"x-api-key": b"key-of-a"},
+    ],
+)
+async def test_a_key_names_its_tenant(headers: dict[bytes, bytes]) -> None:
+    asked = call(headers)
+
+    await Authenticate(Keyring([ApiKey("a", "key-of-a"), ApiKey("b", "key-of-b")]))(asked, answer)
+
+    assert asked.tenant == tenant_named("a")
+    assert asked.tenant.salt != tenant_named("b").salt
+
+
+async def test_a_missing_and_a_wrong_key_are_told_in_the_same_words() -> None:
+    stage = Authenticate(Keyring([ApiKey("a", "key-of-a")]))
+    told = set()
+    for headers in (
+        {},
+        {b"authorization": b"Bearer wrong"},
+        {b"authorization": b"Bearer "},
+        {b"authorization": b"Basic key-of-a"},
+        {b"authorization": b"key-of-a"},
+        {b"x-api-key": b"key-of-A"},
+        {b"x-api-key": b"k" * 10_000},
+        {b"authorization": b"Bearer wrong", b"x-api-key": b"key-of-a"},
+        {b"x-api-key": b"\xff"},
+    ):
+        with pytest.raises(Unauthenticated) as caught:
+            await stage(call(headers), answer)
+        told.add((caught.value.message, caught.value.code, tuple(caught.value.headers.items())))
+
+    assert told == {("Incorrect API key provided.", "invalid_api_key", (("www-authenticate", "Bearer"),))}
+
+
+async def test_without_keys_everybody_is_the_same_tenant() -> None:
+    asked = call({b"authorization": b"Bearer anything"})
+
+    await Authenticate(Keyring([]))(asked, answer)
+
+    assert asked.tenant is ANYBODY
+
+
+def test_a_keyring_holds_no_key_and_a_key_shows_none() -> None:
+    key = ApiKey("a", "very-secret")
+
+    assert "very-secret" not in repr(key)
+    assert "very-secret" not in repr(vars(Keyring([key])))
+
+
+def test_two_tenants_cannot_have_the_same_key() -> None:
+    with pytest.raises(ValueError, match="same key"):
+        Keyring([ApiKey("a", "k"), ApiKey("b", "k")])
+
+
+# Resolve
+
+
+async def test_a_name_leads_to_its_model() -> None:
+    served = model("served")
+    asked = call()
+
+    await Resolve({"m": served})(asked, answer)
+
+    assert asked.model is served
+
+
+async def test_an_unknown_name_is_not_found() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        await Resolve({"other": model("other")})(call(), answer)
+
+    assert (caught.value.status, caught.value.param, caught.value.code) == (404, "model", "model_not_found")
+
+
+# Bound
+
+
+class Words:
+    """A tokenizer whose tokens are words, and a template that adds two."""
+
+    max_context = 10
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def encode(self, prompt: ChatPrompt | TextPrompt) -> tuple[tuple[int, ...], ...]:
+        self.encoded += 1
+        if isinstance(prompt, ChatPrompt):
+            words = sum(len(str(message.get("content")).split()) for message in prompt.messages)
+            return ((7,) * (words + 2),)
+        return tuple((7,) * len(str(each).split()) for each in prompt.prompts)
+
+
+def bounded(asked: Call, *, encoder: Words | None = None, takes_ids: bool = True, **settings: object) -> Call:
+    upstream = InProcess(takes_ids=takes_ids)
+    asked.model = model("m", upstream, encoder=encoder, **settings)
+    return asked
+
+
+async def test_the_engine_gets_the_ids_that_were_counted() -> None:
+    asked = bounded(call(max_tokens=4), encoder=Words())
+
+    await Bound()(asked, answer)
+
+    assert asked.tokens == TokenCount(3, True, 4, ((7, 7, 7),))
+
+
+async def test_an_answer_without_a_limit_gets_the_room_that_is_left() -> None:
+    asked = bounded(call(), encoder=Words())
+
+    await Bound()(asked, answer)
+
+    assert asked.tokens.output == 7
+
+
+async def test_an_answer_without_a_limit_is_held_to_the_models() -> None:
+    asked = bounded(call(), encoder=Words(), max_output=5)
+
+    await Bound()(asked, answer)
+
+    assert asked.tokens.output == 5
+
+
+async def test_more_than_the_models_output_is_refused_with_both_numbers() -> None:
+    asked = bounded(call(max_tokens=6), encoder=Words(), max_output=5)
+
+    with pytest.raises(BadRequest, match=r"6.*5") as caught:
+        await Bound()(asked, answer)
+
+    assert caught.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("words", "max_tokens", "fits"), [(4, 4, True), (4, 5, False), (7, None, True), (8, None, False)]
+)
+async def test_prompt_and_answer_fit_the_context_to_the_token(words: int, max_tokens: int | None, fits: bool) -> None:
+    asked = bounded(call(max_tokens=max_tokens), encoder=Words())
+    asked.request.prompt = ChatPrompt([{"role": "user", "content": "x " * words}])
+
+    if fits:
+        await Bound()(asked, answer)
+        return
+    with pytest.raises(ContextTooLong) as caught:
+        await Bound()(asked, answer)
+    error = caught.value
+    assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "messages")
+    assert "10 tokens" in error.message
+    assert str(words + 2) in error.message
+
+
+async def test_the_longest_of_several_prompts_decides() -> None:
+    asked = bounded(call(max_tokens=8), encoder=Words())
+    asked.request.prompt = TextPrompt(("a b", "a", "a b c"))
+
+    with pytest.raises(ContextTooLong, match="3 in the prompt"):
+        await Bound()(asked, answer)
+
+
+async def test_nothing_is_tokenised_where_the_bytes_decide() -> None:
+    encoder = Words()
+    asked = bounded(call(body=b"x" * 8, max_tokens=2), encoder=encoder, takes_ids=False, max_context=10)
+
+    await Bound()(asked, answer)
+
+    assert encoder.encoded == 0
+    assert asked.tokens == TokenCount(8, False, 2)
+
+
+async def test_what_the_bytes_do_not_decide_is_counted_and_the_ids_are_not_kept() -> None:
+    encoder = Words()
+    asked = bounded(call(body=b"x" * 9, max_tokens=2), encoder=encoder, takes_ids=False, max_context=10)
+
+    await Bound()(asked, answer)
+
+    assert encoder.encoded == 1
+    assert asked.tokens == TokenCount(3, True, 2)
+
+
+async def test_without_a_tokenizer_the_upstream_decides() -> None:
+    asked = bounded(call(body=b"x" * 100, max_tokens=50), max_context=10)
+
+    await Bound()(asked, answer)
+
+    assert asked.tokens == TokenCount(100, False, 50)
+
+
+def test_the_encoder_of_these_tests_is_one_as_far_as_they_go() -> None:
+    assert set(vars(Words)) & set(vars(PromptEncoder)) >= {"encode"}
+
+
+# Generate
+
+
+async def test_a_generations_scope_ends_with_the_calls() -> None:
+    asked, order = call(), list[str]()
+    asked.scope.callback(order.append, "call")
+
+    await Generate()(asked, answer)
+    asked.generation.scope.callback(order.append, "generation")
+    async with asked.scope:
+        assert isinstance(asked.generation, Generation)
+        assert order == []
+
+    assert order == ["generation", "call"]
+
+
+# Choose
+
+
+async def test_the_order_of_upstreams_is_the_models() -> None:
+    first, second = InProcess(), InProcess()
+    asked = call()
+    asked.model = model("m", first, second)
+
+    await Choose()(asked, answer)
+
+    assert asked.route == (first, second)
+
+
+async def test_an_upstream_that_cannot_is_left_out() -> None:
+    cannot, can = InProcess(refusal=BadRequest("no")), InProcess()
+    asked = call()
+    asked.model = model("m", cannot, can)
+
+    await Choose()(asked, answer)
+
+    assert asked.route == (can,)
+
+
+async def test_what_no_upstream_can_is_refused_with_the_first_ones_reason() -> None:
+    asked = call()
+    asked.model = model("m", InProcess(refusal=BadRequest("no grammar")), InProcess(refusal=BadRequest("no suffix")))
+
+    with pytest.raises(BadRequest, match="no grammar"):
+        await Choose()(asked, answer)
+
+
+# Admit
+
+
+def routed(*upstreams: InProcess, deadline: float = 1e9) -> Call:
+    asked = call()
+    asked.route = upstreams
+    asked.deadline = deadline
+    return asked
+
+
+async def taking(asked: Call) -> Reply:
+    """A last handler that takes a slot and keeps it."""
+    upstream = next(each for each in asked.route if each.room().slots != 0)
+    upstream.lease().__enter__()
+    return await answer(asked)
+
+
+async def test_nobody_waits_where_there_is_room() -> None:
+    upstream = InProcess(slots=1)
+
+    await Admit(Vacancy(), max_waiting=0)(routed(upstream), taking)
+
+    assert upstream.leased == 1
+
+
+async def test_room_is_passed_on_in_order_of_arrival() -> None:
+    vacancy, upstream, served = Vacancy(), InProcess(slots=0), list[int]()
+    admit = Admit(vacancy)
+
+    async def serve(number: int) -> None:
+        await admit(routed(upstream), taking)
+        served.append(number)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(5):
+            group.create_task(serve(number))
+            await asyncio.sleep(0)
+        assert vacancy.num_waiting == 5
+        upstream.slots = 5
+        vacancy.announce()
+
+    assert served == [0, 1, 2, 3, 4]
+    assert vacancy.num_waiting == 0
+
+
+async def test_a_newcomer_does_not_overtake_those_who_wait_for_the_same_room() -> None:
+    vacancy, upstream, other = Vacancy(), InProcess(slots=0), InProcess(slots=1)
+    admit, served = Admit(vacancy), list[str]()
+
+    async def serve(name: str, *route: InProcess) -> None:
+        await admit(routed(*route), taking)
+        served.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serve("early", upstream))
+        await asyncio.sleep(0)
+        upstream.slots = 1
+        group.create_task(serve("late", upstream))
+        group.create_task(serve("elsewhere", other))
+        await asyncio.sleep(0)
+        assert served == ["elsewhere"]
+        vacancy.announce()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert served == ["elsewhere", "early"]
+        upstream.slots = 2
+        vacancy.announce()
+
+    assert served == ["elsewhere", "early", "late"]
+
+
+async def test_one_too_many_is_refused_at_once() -> None:
+    vacancy, full = Vacancy(), InProcess(slots=0)
+    admit = Admit(vacancy, max_waiting=1)
+    waiting = asyncio.ensure_future(admit(routed(full), answer))
+    await asyncio.sleep(0)
+
+    with pytest.raises(Overloaded) as caught:
+        await admit(routed(full), answer)
+
+    assert (caught.value.status, caught.value.code) == (503, "queue_full")
+    assert caught.value.headers["retry-after"] == "1"
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert vacancy.num_waiting == 0
+
+
+async def test_waiting_ends_with_its_own_bound() -> None:
+    with pytest.raises(Overloaded, match="no room within"):
+        await Admit(Vacancy(), max_wait_s=0.01)(routed(InProcess(slots=0)), answer)
+
+
+async def test_waiting_ends_with_the_deadline() -> None:
+    now = asyncio.get_running_loop().time()
+
+    with pytest.raises(DeadlineExceeded, match="deadline"):
+        await Admit(Vacancy())(routed(InProcess(slots=0), deadline=now + 0.01), answer)
+
+
+async def test_room_that_nobody_announces_is_found_all_the_same() -> None:
+    upstream = InProcess(slots=0)
+    waiting = asyncio.ensure_future(Admit(Vacancy())(routed(upstream), taking))
+    await asyncio.sleep(0)
+    upstream.slots = 1
+
+    await waiting
+
+    assert upstream.leased == 1
+
+
+async def test_draining_refuses_newcomers_and_those_who_wait() -> None:
+    admit = Admit(Vacancy())
+    waiting = asyncio.ensure_future(admit(routed(InProcess(slots=0)), answer))
+    await asyncio.sleep(0)
+    admit.drain()
+
+    for refused in (waiting, admit(routed(InProcess()), answer)):
+        with pytest.raises(Overloaded) as caught:
+            await refused
+        assert caught.value.code == "draining"
+
+
+async def test_a_waiting_caller_who_leaves_hands_the_call_on() -> None:
+    vacancy, upstream = Vacancy(), InProcess(slots=0)
+    admit = Admit(vacancy)
+    first, second = (asyncio.ensure_future(admit(routed(upstream), taking)) for _ in range(2))
+    await asyncio.sleep(0)
+    upstream.slots = 1
+    vacancy.announce()  # calls the first
+    first.cancel()
+
+    await second
+
+    assert first.cancelled()
+    assert upstream.leased == 1
+
+
+# Record
+
+
+@dataclass
+class Gauge:
+    in_flight: int = 0
+
+
+async def recorded(asked: Call, error: BaseException | None = None) -> RequestRecord:
+    gauge, records = Gauge(), list[RequestRecord]()
+    try:
+        async with asked.scope:
+            await Record(gauge, [records.append], clock=lambda: 2.5)(asked, answer)
+            assert gauge.in_flight == 1
+            assert records == []
+            if error is not None:
+                raise error
+    except (GatewayError, asyncio.CancelledError, RuntimeError):
+        pass
+    assert gauge.in_flight == 0
+    (record,) = records
+    return record
+
+
+async def test_a_good_answer_is_recorded_when_everything_is_given_back() -> None:
+    asked = call(stream=True, body=b"12345")
+    asked.tenant, asked.model = Tenant("t"), model("served")
+
+    record = await recorded(asked)
+
+    assert (record.id, record.path, record.status, record.ending) == ("id", "/v1/chat/completions", 200, Ending.OK)
+    assert (record.tenant, record.model, record.asked_model, record.operation) == ("t", "served", "m", Operation.CHAT)
+    assert (record.stream, record.bytes_in, record.duration_s) == (True, 5, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("error", "ending", "label"),
+    [
+        (UpstreamError("x", kind=UpstreamFailure.RESET), Ending.REFUSED, "upstream"),
+        (asyncio.CancelledError(), Ending.LEFT, "client_closed"),
+        (RuntimeError("a defect"), Ending.REFUSED, "internal"),
+    ],
+)
+async def test_an_answer_that_broke_off_keeps_the_status_that_went_out(
+    error: BaseException, ending: Ending, label: str
+) -> None:
+    record = await recorded(call(), error)
+
+    assert (record.status, record.ending, record.error) == (200, ending, label)
+
+
+async def test_refusals_have_their_own_status_and_those_who_left_have_499() -> None:
+    for error, status in (
+        (BadRequest("x"), 400),
+        (Overloaded("x"), 503),
+        (asyncio.CancelledError(), 499),
+        (RuntimeError(), 500),
+    ):
+        records = list[RequestRecord]()
+
+        async def refuse(call: Call, error: BaseException = error) -> Reply:
+            raise error
+
+        asked = call()
+        with pytest.raises(type(error)):
+            async with asked.scope:
+                await Record(Gauge(), [records.append])(asked, refuse)
+
+        assert [record.status for record in records] == [status]
+        assert records[0].model is None

@@ -1,0 +1,74 @@
+"""An upstream without a socket: it answers with the events that it was given, when it is told to."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from gateway.call import Call, Event, FinishReason, Reply, Request, Usage
+from gateway.errors import BadRequest, GatewayError
+from gateway.upstreams.base import Room
+
+WORDS = (Event(text="Hello", token_ids=(1,)), Event(text=" you", token_ids=(2,)))
+END = Event(finish=FinishReason.STOP, usage=Usage(3, 2))
+
+
+@dataclass(eq=False)
+class InProcess:
+    """Gives `script` event by event; an error in it is raised. `hold` stops it before each event until set."""
+
+    script: Sequence[Event | GatewayError] = (*WORDS, END)
+    name: str = "in-process"
+    slots: int | None = None
+    refusal: BadRequest | None = None
+    at_send: GatewayError | None = None
+    hold: asyncio.Event | None = None
+    takes_ids: bool = False
+    raw: bool = False
+    leased: int = 0
+    calls: list[Call] = field(default_factory=list)
+    running: int = 0
+    closed: int = 0
+
+    def refuses(self, request: Request) -> BadRequest | None:
+        return self.refusal
+
+    def lease(self) -> AbstractContextManager[None]:
+        return Slot(self)
+
+    def room(self) -> Room:
+        return Room(None if self.slots is None else self.slots - self.leased)
+
+    async def send(self, call: Call) -> Reply:
+        self.calls.append(call)
+        if self.at_send is not None:
+            raise self.at_send
+        return Reply(200, {}, self._events(), raw=self.raw)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        self.running += 1
+        try:
+            for event in self.script:
+                if self.hold is not None:
+                    await self.hold.wait()
+                if isinstance(event, GatewayError):
+                    raise event
+                yield event
+        finally:
+            self.running -= 1
+
+
+@dataclass
+class Slot:
+    """One of its slots."""
+
+    upstream: InProcess
+
+    def __enter__(self) -> None:
+        self.upstream.leased += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.upstream.leased -= 1
