@@ -161,7 +161,11 @@ def server_limits(listen: Listen) -> ServerLimits:
 
 
 def settle_memory() -> None:
-    """Put what will live as long as the process out of the collector's sight, so that no collection walks it."""
+    """Put what will live as long as the process out of the collector's sight.
+
+    With torch imported a full collection walks 177,000 objects in 80 ms, in the middle of somebody's stream; frozen, in
+    4 µs. The young generations cost 0.1 % of a request's CPU as they are, so their thresholds are left alone.
+    """
     gc.collect()
     gc.freeze()
 
