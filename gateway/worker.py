@@ -22,6 +22,7 @@ from gateway.config import Listen, Loaded, LogTarget
 from gateway.http.limits import ServerLimits
 from gateway.http.message import HttpRequest, Responder
 from gateway.http.server import Server
+from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
 from gateway.stages.record import Sink
 from gateway.supervisor import CANNOT_START, READY, say
@@ -62,6 +63,8 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
     if access_log is not None:
         sinks.append(access_log.write)
         metrics.watch("access_log_lines_dropped", "Lines that found no room or no disk.", lambda: access_log.dropped)
+    lag = LoopLag()
+    metrics.watch("loop_lag_seconds", "The worst delay of the event loop since the last scrape.", lag.read)
     url = url_of(listener)
     await server.start(listener)
     stop = Stop(line)
@@ -83,6 +86,7 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
         await drain(server, config.listen.drain_s, stop)
         if app is not None:
             await app.aclose()
+        lag.close()
         if access_log is not None:
             await access_log.aclose()
     return 0
