@@ -69,7 +69,7 @@ def _check(path: Path | None, *, secrets: bool) -> int:
         return WRONG
     config = loaded.config
     served = ", ".join(config.models)
-    who = f"{len(config.keys)} keys" if config.keys else "no key, loopback only"
+    who = f"keys of {', '.join(config.keys)}" if config.keys else "no key, loopback only"
     print(f"{loaded.file or 'built-in'}: would serve {served} on {config.listen.host}:{config.listen.port} ({who})")
     return 0
 

@@ -1,4 +1,4 @@
-"""How late the event loop is: the delay that everything on it suffers, measured by a timer that ought to be punctual."""
+"""How late the event loop is: what everything on it suffers, measured by a timer that ought to be punctual."""
 
 import asyncio
 

@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -197,5 +198,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def say(line: str) -> None:
-    """Tell the operator; standard output belongs to the access log."""
-    print(f"penstock: {line}", file=sys.stderr, flush=True)
+    """Tell the operator, if anybody still listens; standard output belongs to the access log."""
+    with suppress(OSError):
+        print(f"penstock: {line}", file=sys.stderr, flush=True)

@@ -193,7 +193,7 @@ def announcement(loaded: Loaded, url: str) -> str:
     """Say what is served and where, and how to try it."""
     config = loaded.config
     name = next(iter(config.models))
-    who = f"{len(config.keys)} keys" if config.keys else "no key configured, so on loopback only"
+    who = f"to {', '.join(config.keys)}" if config.keys else "no key configured, so on loopback only"
     key = "-H 'authorization: Bearer $KEY' " if config.keys else ""
     ask = f'{{"model": "{name}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return (

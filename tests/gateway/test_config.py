@@ -141,7 +141,7 @@ def test_check_says_what_would_be_served(tmp_path: Path, capsys: pytest.CaptureF
     path = write(tmp_path, FULL)
 
     assert main(["check", "--no-secrets", "--config", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: would serve big on 0.0.0.0:9000 (1 keys)\n"
+    assert capsys.readouterr().out == f"{path}: would serve big on 0.0.0.0:9000 (keys of alice)\n"
 
 
 def test_check_refuses_what_serve_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
