@@ -71,7 +71,8 @@ def translate(error: EngineError) -> GatewayError:
                 code="context_length_exceeded",
             )
         case InvalidParams():
-            return BadRequest(f"Invalid value for '{error}'.", param=error.param, code="invalid_value")
+            why = str(error).removeprefix(f"{error.param}: ")
+            return BadRequest(f"Invalid '{error.param}': {why}.", param=error.param, code="invalid_value")
         case PromptEmpty():
             return BadRequest("The prompt has no token.", param="prompt")
         case TemplateError():

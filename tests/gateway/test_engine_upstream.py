@@ -326,7 +326,10 @@ async def test_too_long_a_prompt_is_refused_with_both_numbers(upstream: EngineUp
 
 async def test_a_parameter_out_of_range_is_refused_by_name(upstream: EngineUpstream, make_call: Calls) -> None:
     call = make_call(upstream, sampling=Sampling(logit_bias={99_999: 1.0}))
-    with upstream.lease(), pytest.raises(BadRequest, match="token ids from 0") as refused:
+    with (
+        upstream.lease(),
+        pytest.raises(BadRequest, match="Invalid 'logit_bias': expected token ids from 0 to") as refused,
+    ):
         await upstream.send(call)
 
     assert refused.value.param == "logit_bias"
