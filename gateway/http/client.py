@@ -91,12 +91,9 @@ class Client:
             written = b"%b%b\r\n" % (request.head, more)
         while True:
             connection = pool.reuse(asyncio.get_running_loop().time())
-            reused = connection is not None
             if connection is None:
                 connection = await pool.acquire(timeouts.connect_s, deadline)
-            response = connection.begin(
-                written, head_only=request.head_only, reused=reused, timeouts=timeouts, deadline=deadline
-            )
+            response = connection.begin(written, head_only=request.head_only, timeouts=timeouts, deadline=deadline)
             try:
                 await response.head()
             except ConnectionReset as error:

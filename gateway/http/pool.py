@@ -98,7 +98,7 @@ class Pool:
             self._expiry.cancel()
             self._expiry = None
         for connection in tuple(self._connections):
-            connection.abort()
+            connection.break_off()
         while (waiter := self._next_waiter()) is not None:
             waiter.set_exception(ConnectFailed(f"the client of {self.origin} is closed"))
         while self._connections:  # their transports report back within the loop's next rounds

@@ -45,9 +45,9 @@ class UpstreamConnection(asyncio.Protocol):
         "_pieces",
         "_pool",
         "_problem",
+        "_requests",
         "_response",
         "_reusable",
-        "_reused",
         "_timeouts",
         "_transport",
         "_until_close",
@@ -76,7 +76,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._complete = False
         self._until_close = False  # the body ends with the connection
         self._reusable = False
-        self._reused = False
+        self._requests = 0
         self._paused = False
         self.born = loop.time()
         self.idle_since = self.born
@@ -88,7 +88,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether an idle connection may carry another request: alive, and not idle since before `oldest`."""
         return not self.lost and self.idle_since > oldest
 
-    def begin(self, request: bytes, *, head_only: bool, reused: bool, timeouts: Timeouts, deadline: float) -> Response:
+    def begin(self, request: bytes, *, head_only: bool, timeouts: Timeouts, deadline: float) -> Response:
         """Write a request; give its answer, of which nothing has come yet."""
         assert self._transport is not None
         assert self._response is None
@@ -97,7 +97,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._timeouts = timeouts
         self._deadline = deadline
         self._head_only = head_only
-        self._reused = reused
+        self._requests += 1
         self._begun = self._head_seen = self._complete = self._until_close = False
         self._head_bytes = 0
         self._alarm.set(min(self._loop.time() + timeouts.first_chunk_s, deadline))
@@ -118,6 +118,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._alarm.close()
         if self._transport is not None:
             self._transport.abort()
+
+    def break_off(self) -> None:
+        """Close at once; an answer under way fails."""
+        self._fail(ConnectionReset(f"the client of {self._pool.origin} was closed", sent=True))
 
     # What the event loop calls
 
@@ -184,7 +188,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._response is not None:
             how = "reset the connection" if exc is not None else "closed the connection"
             when = "before its answer was whole" if self._begun else "before it answered"
-            reused = self._reused and not self._begun
+            reused = self._requests > 1 and not self._begun
             self._fail(ConnectionReset(f"{self._pool.origin} {how} {when}", sent=True, reused=reused))
 
     # What the parser calls

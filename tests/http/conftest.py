@@ -89,7 +89,7 @@ class Upstream:
         return Origin("http", "127.0.0.1", self.port)
 
 
-StartUpstream = Callable[[Handler], Awaitable[Upstream]]
+StartUpstream = Callable[..., Awaitable[Upstream]]
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ async def upstream() -> AsyncIterator[StartUpstream]:
     servers: list[asyncio.Server] = []
     tasks: set[asyncio.Task[None]] = set()
 
-    async def start(handler: Handler) -> Upstream:
+    async def start(handler: Handler, *, host: str = "127.0.0.1", unix_path: str | None = None) -> Upstream:
         started = Upstream()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,9 +114,11 @@ async def upstream() -> AsyncIterator[StartUpstream]:
                 writer.close()
                 tasks.discard(task)
 
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        servers.append(server)
-        started.port = server.sockets[0].getsockname()[1]
+        if unix_path is not None:
+            servers.append(await asyncio.start_unix_server(connected, unix_path))
+            return started
+        servers.append(await asyncio.start_server(connected, host, 0))
+        started.port = servers[-1].sockets[0].getsockname()[1]
         return started
 
     yield start
@@ -143,7 +145,7 @@ async def client_of() -> AsyncIterator[Callable[..., Client]]:
 
 async def until(holds: Callable[[], bool]) -> None:
     """Let the loop run until something holds."""
-    while not holds():  # noqa: ASYNC110, what is watched has no event to wait for
+    while not holds():
         await asyncio.sleep(0.0005)
 
 

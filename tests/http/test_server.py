@@ -460,20 +460,20 @@ async def test_a_client_that_leaves_after_its_answer_does_not_cancel_the_settlin
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET[:-2]])
 async def test_a_head_that_does_not_come_ends_the_connection(serve: Serve, sent: bytes) -> None:
-    running = await serve(limits=ServerLimits(head_s=0.05))
+    running = await serve(limits=ServerLimits(head_s=0.3))
     data = await running.exchange(sent)
 
     assert [status for status, _ in answers(data)] == ([408] if sent else [])
 
 
 async def test_a_second_head_that_does_not_come_whole_ends_the_connection(serve: Serve) -> None:
-    running = await serve(limits=ServerLimits(head_s=0.05))
+    running = await serve(limits=ServerLimits(head_s=0.3))
 
     assert [status for status, _ in answers(await running.exchange(GET + b"GET /"))] == [200, 408]
 
 
 async def test_a_trickle_does_not_extend_the_head_clock(serve: Serve) -> None:
-    running = await serve(limits=ServerLimits(head_s=0.1))
+    running = await serve(limits=ServerLimits(head_s=0.3))
     reader, writer = await running.connect()
 
     async def trickle() -> None:
