@@ -9,12 +9,13 @@ from hashlib import blake2b
 
 from gateway.app import App, Bounds, build
 from gateway.call import Model
-from gateway.config import DEMO, EngineModel, Loaded, ModelConfig, UpstreamConfig
+from gateway.config import DEMO, EngineModel, ModelConfig, UpstreamConfig
 from gateway.http.client import Client
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
 from gateway.http.tls import client_context
 from gateway.keys import ApiKey, Keyring
+from gateway.loading import Loaded
 from gateway.metrics import Metrics
 from gateway.stages.record import Sink
 from gateway.upstreams.http import Clocks, HttpUpstream

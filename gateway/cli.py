@@ -11,7 +11,7 @@ from gateway import __version__
 if TYPE_CHECKING:
     from socket import socket
 
-    from gateway.config import Loaded
+    from gateway.loading import Loaded
 
 WRONG = 1
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _load(path: Path | None, *, secrets: bool) -> "Loaded | None":
     """Load what is to run; tells what is wrong, and gives None."""
-    from gateway.config import FILE, demo, load
+    from gateway.loading import FILE, demo, load
     from policies.document import DocumentError
 
     if path is None and not Path(FILE).exists():

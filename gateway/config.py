@@ -4,26 +4,17 @@ Each setting stands here once, with its type, its range, its default and the sen
 one part alone (a server's limits, an engine's batch) has its default there; None means: as that part decides.
 """
 
-import ipaddress
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 from msgspec import field as setting
 
 from gateway.http.limits import ServerLimits
-from policies.document import DocumentError, Flaw, Mark, Problem, locate, parse
-from policies.reader import choice, read
 from policies.secret import Secret
 
-FILE = "penstock.yaml"
 DEMO = "demo"  # the model that comes with the engine
 LIMITS = ServerLimits()
-MIN_KEY_CHARS = 8
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -175,130 +166,3 @@ class Config(Schema, frozen=True):
     listen: Annotated[Listen, Meta(description="The listening socket.")] = Listen()
     admission: Annotated[Admission, Meta(description="Waiting for room.")] = Admission()
     telemetry: Annotated[Telemetry, Meta(description="Logs and metrics.")] = Telemetry()
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A configuration ready to start from. `secrets` has the value of each reference; `base` is where paths start."""
-
-    config: Config
-    base: Path
-    file: str | None = None
-    secrets: Mapping[Secret, str] = field(default_factory=dict, repr=False)
-
-    def path(self, text: str) -> Path:
-        """Give a path of the file, which is relative to where the file stands."""
-        return self.base / text
-
-
-def demo() -> Loaded:
-    """What runs when no file says anything: the demo model, for this machine alone."""
-    return Loaded(Config(models={DEMO: ModelConfig(engine=EngineModel(path=DEMO))}), Path.cwd())
-
-
-def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool = True) -> Loaded:
-    """Read and check a file, and fetch its secrets unless told not to. Raises `DocumentError`, or `OSError`."""
-    file = str(path)
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise DocumentError([Problem(file, Mark(1, 1), (), f"not UTF-8 at byte {error.start}")]) from None
-    config = read(text, file, Config, check)
-    loaded = Loaded(config, path.resolve().parent, file)
-    found: dict[Secret, str] = {}
-    flaws = list(missing_files(loaded))
-    if secrets:
-        flaws += fetch(config, environ, found)
-    if flaws:
-        root = parse(text, file)
-        raise DocumentError([Problem(file, locate(root, flaw.path), flaw.path, flaw.message) for flaw in flaws])
-    return Loaded(config, loaded.base, file, found)
-
-
-def check(config: Config) -> Iterator[Flaw]:
-    """Find what types cannot say: names that lead nowhere, settings that exclude each other, strangers let in."""
-    if not config.models:
-        yield Flaw(("models",), "no model is served; name at least one")
-    for name, model in config.models.items():
-        yield from _check_model(("models", name), model, config.upstreams)
-    for name, upstream in config.upstreams.items():
-        yield from _check_url(("upstreams", name, "url"), upstream.url)
-    if not config.keys and not is_loopback(config.listen.host):
-        yield Flaw(
-            ("listen", "host"),
-            f"got {config.listen.host!r} with no key; without `keys` only loopback (127.0.0.1, ::1) is allowed",
-        )
-
-
-def fetch(config: Config, environ: Mapping[str, str], found: dict[Secret, str]) -> Iterator[Flaw]:
-    """Fetch every secret into `found`, and say which could not be had or are no use."""
-    references: dict[tuple[str | int, ...], Secret] = {("keys", name): secret for name, secret in config.keys.items()}
-    for name, upstream in config.upstreams.items():
-        if upstream.key is not None:
-            references["upstreams", name, "key"] = upstream.key
-    owners: dict[str, str] = {}
-    for path, secret in references.items():
-        try:
-            value = found[secret] = secret.resolve(environ)
-        except ValueError as error:
-            yield Flaw(path, str(error))
-            continue
-        if path[0] != "keys":
-            continue
-        if len(value) < MIN_KEY_CHARS:
-            yield Flaw(path, f"{secret} has {len(value)} characters, expected at least {MIN_KEY_CHARS}")
-        if value in owners:
-            yield Flaw(path, f"{secret} is the same key as that of {owners[value]!r}")
-        owners.setdefault(value, str(path[1]))
-
-
-def missing_files(loaded: Loaded) -> Iterator[Flaw]:
-    """Find paths of the file that lead nowhere."""
-    for name, model in loaded.config.models.items():
-        if model.engine and model.engine.path != DEMO and not loaded.path(model.engine.path).is_dir():
-            yield Flaw(
-                ("models", name, "engine", "path"), f"got {model.engine.path!r}, expected a directory that exists"
-            )
-    for name, upstream in loaded.config.upstreams.items():
-        if upstream.tls.ca_file and not loaded.path(upstream.tls.ca_file).is_file():
-            yield Flaw(
-                ("upstreams", name, "tls", "ca_file"), f"got {upstream.tls.ca_file!r}, expected a file that exists"
-            )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _check_model(path: tuple[str, ...], model: ModelConfig, upstreams: Mapping[str, UpstreamConfig]) -> Iterator[Flaw]:
-    if (model.engine is None) == (not model.upstreams):
-        yield Flaw(
-            path, "expected either `engine` or `upstreams`" + (", got both" if model.engine else ", got neither")
-        )
-    if model.engine and model.upstream_model:
-        yield Flaw((*path, "upstream_model"), "has no meaning beside `engine`")
-    if model.engine and model.engine.num_blocks and model.engine.kv_memory_bytes:
-        yield Flaw((*path, "engine", "num_blocks"), "expected either `num_blocks` or `kv_memory_bytes`, got both")
-    for index, name in enumerate(model.upstreams):
-        if name not in upstreams:
-            yield Flaw((*path, "upstreams", index), f"got {name!r}, no upstream of that name{choice(name, upstreams)}")
-        elif name in model.upstreams[:index]:
-            yield Flaw((*path, "upstreams", index), f"got {name!r} a second time")
-
-
-def _check_url(path: tuple[str, ...], url: str) -> Iterator[Flaw]:
-    expected = "expected http:// or https://, a host, and at most a port and a path"
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-        parts = urlsplit("")
-    if "@" in url:
-        yield Flaw(path, "holds a user or password; a key is given as `key: env:NAME`")
-    elif not usable or parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
-        yield Flaw(path, f"got {url!r}, {expected}")

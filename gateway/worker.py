@@ -18,10 +18,11 @@ from gateway import __version__
 from gateway.access_log import AccessLog
 from gateway.app import App
 from gateway.assembly import StartError, assemble
-from gateway.config import Listen, Loaded, LogTarget
+from gateway.config import Listen, LogTarget
 from gateway.http.limits import ServerLimits
 from gateway.http.message import HttpRequest, Responder
 from gateway.http.server import Server
+from gateway.loading import Loaded
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
 from gateway.stages.record import Sink

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
-from gateway.config import Config, Loaded, demo, load
+from gateway.config import Config
+from gateway.loading import Loaded, demo, load
 from gateway.settings import describe
 from policies.document import DocumentError
 from policies.secret import Secret
