@@ -27,7 +27,7 @@ from engine.batch import Row
 from engine.models.config import ModelConfig
 
 GROUP_BYTES = 1 << 20
-"""How much a group of decodes may gather, in bytes of one layer."""
+"""How much a group of decodes may gather, in bytes of one layer as float32."""
 
 
 class KeyValuePool:
@@ -104,17 +104,12 @@ class PagedAttention:
 
     def _attend_group(self, blocks: Tensor, group: _Group, qkv: Tensor, out: Tensor) -> None:
         num_rows = (group.end - group.begin) * self._kv_heads
-        gathered = blocks.index_select(0, group.index).view(2, num_rows, group.length, self._head_dim)
-        if gathered.dtype is not torch.float32:
-            gathered = gathered.float()
-        queries = qkv[group.begin : group.end, : self._heads].reshape(num_rows, -1, self._head_dim).float()
-        scores = torch.baddbmm(group.mask, queries, gathered[0].transpose(1, 2), alpha=self._scale)
-        weights = torch.softmax(scores, -1)
-        mixed = out[group.begin : group.end].view(num_rows, -1, self._head_dim)
-        if out.dtype is torch.float32:
-            torch.bmm(weights, gathered[1], out=mixed)
-        else:
-            mixed.copy_(torch.bmm(weights, gathered[1]))
+        keys, values = blocks.index_select(0, group.index).view(2, num_rows, group.length, self._head_dim)
+        queries = qkv[group.begin : group.end, : self._heads].reshape(num_rows, -1, self._head_dim)
+        # Scores are float32 whatever the dtype, as in the fused kernels; `float` and `to` do nothing to float32.
+        scores = torch.baddbmm(group.mask, queries.float(), keys.float().transpose(1, 2), alpha=self._scale)
+        weights = torch.softmax(scores, -1).to(values.dtype)
+        torch.bmm(weights, values, out=out[group.begin : group.end].view(num_rows, -1, self._head_dim))
 
     def _attend_chunk(self, blocks: Tensor, chunk: _Chunk, qkv: Tensor, out: Tensor) -> None:
         gathered = blocks.index_select(0, chunk.index).view(2, 1, self._kv_heads, -1, self._head_dim)
@@ -149,7 +144,7 @@ class PagedAttention:
         ends = [row.start for row in rows if row.count == 1]  # the position that attends
         firsts = [0 if window is None else max(0, end - window + 1) for end in ends]
         num_blocks = [end // size - first // size + 1 for first, end in zip(firsts, ends, strict=True)]
-        bytes_per_block = self._pool.by_block[0][0].nbytes * 2 * self._kv_heads
+        bytes_per_block = 4 * self._pool.by_block[0][0].numel() * 2 * self._kv_heads
         groups = []
         begin = 0
         while begin < len(ends):

@@ -47,9 +47,7 @@ class CpuRunner:
             hidden = self._forward(rows)
             if not sampling:
                 return []
-            lasts = np.cumsum([row.count for row in rows])[[row.samples for row in rows]] - 1
-            logits = self._model.logits(hidden.index_select(0, torch.from_numpy(lasts)))
-            results = self._sampler.sample(logits, [row.sequence for row in sampling])
+            results = self._sampler.sample(self._model.logits(hidden), [row.sequence for row in sampling])
             for row, result in zip(sampling, results, strict=True):
                 if result.error is not None:
                     self._pool.scrub(row.sequence.block_table)
@@ -61,11 +59,14 @@ class CpuRunner:
         self._sampler.forget(sequence)
 
     def _forward(self, rows: list[Row]) -> torch.Tensor:
+        """Compute every row; give the hidden state of each sampling row's last token."""
         ids = torch.tensor(
             list(chain.from_iterable(row.sequence.token_ids[row.start : row.start + row.count] for row in rows))
         )
         positions = torch.from_numpy(np.concatenate([np.arange(row.start, row.start + row.count) for row in rows]))
-        return self._model.forward(ids, positions, PagedAttention(self._model.config, self._pool, rows))
+        lasts = np.cumsum([row.count for row in rows])[[row.samples for row in rows]] - 1
+        wanted = torch.from_numpy(lasts) if len(lasts) < len(ids) else None
+        return self._model.forward(ids, positions, PagedAttention(self._model.config, self._pool, rows), wanted)
 
 
 def _place(row: Row) -> tuple[bool, int]:

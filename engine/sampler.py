@@ -82,7 +82,7 @@ class Sampler:
         for row, sequence in enumerate(sequences):
             if not is_plain(params[row]) and row not in failed:
                 self._edit(logits[row].numpy(), sequence)
-        tokens = torch.max(logits, -1).indices.tolist()  # the lowest id among equals
+        tokens = logits.numpy().argmax(-1).tolist()  # the lowest id among equals; numpy's is several times faster
         drawn = [row for row, param in enumerate(params) if param.temperature > 0 and row not in failed]
         if drawn:
             for row, token in zip(drawn, self._draw(logits, sequences, drawn), strict=True):

@@ -62,8 +62,12 @@ class Decoder:
         self._head = head
         self._rotations = rotations(config.rope, config.head_dim, config.max_positions).to(embedding.device)
 
-    def forward(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """`ids, positions: [num_tokens]` int64 -> hidden states `[num_tokens, hidden]`, before the last norm."""
+    def forward(self, ids: Tensor, positions: Tensor, attention: Attention, wanted: Tensor | None = None) -> Tensor:
+        """`ids, positions: [num_tokens]` int64 -> hidden states `[num_tokens, hidden]`, before the last norm.
+
+        `wanted` names the tokens whose hidden states are asked for (None: all); the others are spared what follows the
+        last layer's keys and values.
+        """
         config = self.config
         num_turned = config.num_heads + config.num_kv_heads
         shape = (ids.shape[0], num_turned + config.num_kv_heads, config.head_dim)
@@ -76,7 +80,12 @@ class Decoder:
             if layer.qk_norms is not None:
                 self._norm_heads(qkv, layer.qk_norms)
             self._turn(qkv.narrow(1, 0, num_turned), turns)
-            x = layer.output.plus(attention.attend(number, qkv), x)
+            attended = attention.attend(number, qkv)
+            if wanted is not None and layer is self._layers[-1]:
+                attended, x = attended.index_select(0, wanted), x.index_select(0, wanted)
+                if not wanted.numel():
+                    return x
+            x = layer.output.plus(attended, x)
             h = functional.rms_norm(x, norm_shape, layer.mlp_norm, eps)
             gate, up = layer.gate_up(h).chunk(2, 1)
             x = layer.down.plus(functional.silu(gate).mul_(up), x)
