@@ -1,4 +1,8 @@
-"""What one step runs, and what comes back: the contract between the brain and the hands."""
+"""What one step runs, and what comes back: the contract between the brain and the hands.
+
+`Row` and `Sampled` are never changed after they were made, but not frozen: a frozen dataclass costs several times as
+much to make, and there are as many of them a step as there are sequences.
+"""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -7,7 +11,7 @@ from typing import Protocol
 from engine.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """A contiguous range of one sequence's tokens to compute: positions `start` to `start + count - 1`.
 
@@ -39,7 +43,7 @@ class Logprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sampled:
     """What a sampling row brought: one token, or several when drafts were accepted; logprobs run parallel if asked.
 

@@ -143,6 +143,10 @@ class BlockPool:
 
     # A sequence that runs.
 
+    def lacks_blocks(self, sequence: Sequence) -> bool:
+        """Tell whether the sequence has more tokens than its blocks hold."""
+        return len(sequence.token_ids) > len(sequence.block_table) * self.block_size
+
     def can_append(self, sequence: Sequence) -> bool:
         """Tell whether `append` would succeed."""
         return self._blocks_for(len(sequence.token_ids)) - len(sequence.block_table) <= self.num_available
@@ -156,7 +160,7 @@ class BlockPool:
         """Take note that the first `num_computed` tokens are in their blocks, and index those that became full."""
         first, last = sequence.num_computed // self.block_size, num_computed // self.block_size
         sequence.num_computed = num_computed
-        if self.caching:
+        if first < last and self.caching:
             for i in range(first, last):
                 self._enter(sequence, i)
 

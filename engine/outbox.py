@@ -1,43 +1,41 @@
 """Turns what the scheduler accepted into outputs: tokens, their text and the stop strings in it."""
 
-from collections.abc import Sequence as Seq
-
 from engine.batch import Logprobs
 from engine.output import Output
 from engine.scheduler import Progress
 from engine.sequence import FinishReason, Sequence
-from engine.text.stream import TextStream
+from engine.text.stream import Piece, TextStream
 
 
 class Draft:
-    """What is known of one answer and not yet out: its text stream, and the tokens whose text is still withheld."""
+    """What is not yet out of one answer: its text stream, and the tokens whose text is still withheld."""
 
-    __slots__ = ("logprobs", "num_pushed", "stream", "token_ids")
+    __slots__ = ("logprobs", "num_read", "stream", "token_ids")
 
     def __init__(self, stream: TextStream | None) -> None:
         self.stream = stream
-        self.num_pushed = 0
-        self.token_ids: list[int] = []
-        self.logprobs: list[Logprobs] = []
+        self.num_read = 0
+        self.token_ids: tuple[int, ...] = ()
+        self.logprobs: tuple[Logprobs, ...] = ()
 
-    def read(self, token_ids: Seq[int], min_tokens: int) -> tuple[str, int, str | None]:
-        """Push tokens into the stream; give the text, how many tokens are out with it, and the stop string that it hit.
+    def read(self, token_ids: tuple[int, ...], min_tokens: int) -> Piece:
+        """Push tokens into the stream, without looking for stop strings in the first `min_tokens` of an answer."""
+        if self.stream is None or not token_ids:
+            return Piece("", len(token_ids))
+        unscanned = min_tokens - self.num_read
+        if unscanned <= 0 or unscanned >= len(token_ids):
+            piece = self.stream.push(token_ids, scan=unscanned <= 0)
+        else:
+            first = self.stream.push(token_ids[:unscanned], scan=False)
+            piece = _joined(first, self.stream.push(token_ids[unscanned:]))
+        self.num_read += piece.num_read
+        return piece
 
-        The first `min_tokens` of an answer do not end it.
-        """
+    def read_rest(self, piece: Piece) -> Piece:
+        """Add what is withheld at the end of an answer; a character that stays unfinished may end a stop string."""
         if self.stream is None:
-            return "", len(token_ids), None
-        text, num_out = "", 0
-        unscanned = min(max(min_tokens - self.num_pushed, 0), len(token_ids))
-        for part, scan in ((token_ids[:unscanned], False), (token_ids[unscanned:], True)):
-            if part:
-                piece = self.stream.push(part, scan=scan)
-                self.num_pushed += piece.num_read
-                text += piece.text
-                num_out += piece.num_tokens
-                if piece.stop is not None:
-                    return text, num_out, piece.stop
-        return text, num_out, None
+            return piece
+        return _joined(piece, self.stream.finish())
 
 
 class Outbox:
@@ -58,46 +56,42 @@ class Outbox:
 
         A stop string wins over the length limit that the same token reached, and over tokens accepted behind it.
         """
-        sequence, token_ids, logprobs, finish, stop_id, _, error = progress
-        if error is not None:
-            return self.close(sequence, FinishReason.ERROR, error)
+        sequence, finish = progress.sequence, progress.finish
+        if progress.error is not None:
+            return self.close(sequence, FinishReason.ERROR, progress.error)
         draft = self._drafts[sequence]
-        if token_ids:
-            draft.token_ids += token_ids
-            draft.logprobs += logprobs or ()
-        text, num_out, stop = draft.read(token_ids, sequence.params.min_tokens)
+        token_ids = draft.token_ids + progress.token_ids
+        logprobs = draft.logprobs + (progress.logprobs or ())
         num_generated = sequence.num_generated
-        if stop is None and finish is not None:
-            if draft.stream is not None:
-                rest = draft.stream.finish()
-                text, num_out, stop = text + rest.text, num_out + rest.num_tokens, rest.stop
-            if stop is None:
-                num_out = len(draft.token_ids)
-        elif stop is not None:
-            num_generated = draft.num_pushed
-        if stop is not None:
+        piece = draft.read(progress.token_ids, sequence.params.min_tokens)
+        if piece.stop is not None:
+            num_generated = draft.num_read
+        elif finish is not None:
+            piece = draft.read_rest(piece)
+        num_out = piece.num_tokens
+        if piece.stop is not None:
             finish = FinishReason.STOP
-        if finish is None and not num_out and not text:
+        elif finish is not None:
+            num_out = len(token_ids)
+        elif not num_out and not piece.text:
+            draft.token_ids, draft.logprobs = token_ids, logprobs
             return None
-        released = tuple(draft.token_ids[:num_out])
-        asked = sequence.params.logprobs is not None
-        output = Output(
+        if finish is None:
+            draft.token_ids, draft.logprobs = token_ids[num_out:], logprobs[num_out:]
+        else:
+            del self._drafts[sequence]
+        return Output(
             sequence.request_id,
             sequence.index,
-            released,
-            text,
-            tuple(draft.logprobs[:num_out]) if asked else None,
+            token_ids[:num_out],
+            piece.text,
+            None if sequence.params.logprobs is None else logprobs[:num_out],
             finish,
-            stop if stop is not None else stop_id,
+            progress.stop if piece.stop is None else piece.stop,
             sequence.num_prompt,
             sequence.num_cached,
             num_generated,
         )
-        if finish is not None:
-            del self._drafts[sequence]
-        else:
-            del draft.token_ids[:num_out], draft.logprobs[:num_out]
-        return output
 
     def close(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> Output:
         """End an answer from outside; text that is still withheld stays so."""
@@ -113,3 +107,12 @@ class Outbox:
             num_generated=sequence.num_generated,
             error=error,
         )
+
+
+def _joined(first: Piece, second: Piece) -> Piece:
+    return Piece(
+        first.text + second.text,
+        first.num_tokens + second.num_tokens,
+        second.stop,
+        first.num_read + second.num_read,
+    )

@@ -25,9 +25,9 @@ class GenerateRequest:
     deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Output:
-    """What one step brought for one choice.
+    """What one step brought for one choice. Not changed by anybody, though not frozen (see `engine.batch`).
 
     A token travels with the last byte of its text: tokens whose text is still withheld (half a character, a possible
     beginning of a stop string) come with a later output. `logprobs` runs parallel to `token_ids` when asked. On the

@@ -177,7 +177,11 @@ class Scheduler:
                 self._order.served(row.sequence, row.count, 0)
             else:
                 progress.append(self._accept(row, next(results)))
-            if row.sequence in self._siblings and row.sequence.num_computed >= row.sequence.num_prompt:
+            if (
+                self._siblings
+                and row.sequence in self._siblings
+                and row.sequence.num_computed >= row.sequence.num_prompt
+            ):
                 self._admit_siblings(row.sequence)
         assert next(results, None) is None, "the runner returned more results than sampling rows"
         return progress
@@ -191,38 +195,40 @@ class Scheduler:
         assert sampled.token_ids, "a sampling row brought no token"
         finish: FinishReason | None = None
         stop: int | None = None
+        known = len(sequence.token_ids)
+        earliest_stop = sequence.num_prompt + params.min_tokens
+        last = min(sequence.num_prompt + params.max_tokens, self._limit)
         num_accepted = 0
         for token in sampled.token_ids:
-            stops = token in params.stop_token_ids and sequence.num_generated >= params.min_tokens
             sequence.token_ids.append(token)
             num_accepted += 1
-            if stops:
+            if token in params.stop_token_ids and known + num_accepted > earliest_stop:
                 finish, stop = FinishReason.STOP, token
-            elif sequence.num_generated >= params.max_tokens or len(sequence.token_ids) >= self._limit:
+                break
+            if known + num_accepted >= last:
                 finish = FinishReason.LENGTH
-            if finish is not None:
                 break
         self.pool.advance(sequence, row.start + row.count + num_accepted - 1)
         self._order.served(sequence, row.count, num_accepted)
         if finish is not None:
             self.finish(sequence, finish)
+        token_ids, logprobs = sampled.token_ids, sampled.logprobs
         num_emitted = num_accepted if stop is None or params.include_stop else num_accepted - 1
-        logprobs = None if sampled.logprobs is None else sampled.logprobs[:num_emitted]
-        return Progress(sequence, sampled.token_ids[:num_emitted], logprobs, finish, stop, num_accepted)
+        if num_emitted < len(token_ids):
+            token_ids, logprobs = token_ids[:num_emitted], logprobs and logprobs[:num_emitted]
+        return Progress(sequence, token_ids, logprobs, finish, stop, num_accepted)
 
     def _grow(self) -> None:
         """Give each running sequence the block that its newest token needs, the highest standing first."""
         position = 0
         while position < len(self.running):
             sequence = self.running[position]
-            while not self.pool.can_append(sequence):
-                victim = self._cheapest(self.running[position + 1 :]) or sequence
-                self._preempt(victim)
-                if victim is sequence:
-                    break
-            else:
-                self.pool.append(sequence)
+            if not self.pool.lacks_blocks(sequence):
                 position += 1
+            elif self.pool.can_append(sequence):
+                self.pool.append(sequence)
+            else:
+                self._preempt(self._cheapest(self.running[position + 1 :]) or sequence)
 
     def _cheapest(self, sequences: Seq[Sequence]) -> Sequence | None:
         """Choose whom to preempt: the lowest priority, then the least work lost, then the latest to arrive."""
