@@ -75,6 +75,16 @@ def complete(url: str, headers: dict[str, str]) -> httpx.Response:
     return httpx.post(f"{url}/v1/completions", json=asked, headers=headers, timeout=60)
 
 
+def the_container() -> str:
+    names = subprocess.run(
+        ["docker", "ps", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return names.stdout.strip()
+
+
 def test_a_completion_comes_through_the_published_port(stack: str) -> None:
     answer = complete(stack, {"authorization": f"Bearer {KEY}"})
 
@@ -88,18 +98,21 @@ def test_the_published_port_wants_the_key(stack: str) -> None:
 
 
 def test_the_container_runs_as_nobody_on_a_file_system_that_it_cannot_write(stack: str) -> None:
-    names = subprocess.run(
-        ["docker", "ps", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    [container] = names.stdout.split()
     told = subprocess.run(
-        ["docker", "exec", container, "sh", "-c", "id -u; touch /opt/penstock/x 2>/dev/null || echo refused"],
+        ["docker", "exec", the_container(), "sh", "-c", "id -u; touch /opt/penstock/x 2>/dev/null || echo refused"],
         capture_output=True,
         text=True,
         check=True,
     )
 
     assert told.stdout.split() == ["10001", "refused"]
+
+
+def test_told_to_stop_it_drains_and_ends_with_0(stack: str) -> None:
+    container = the_container()
+    subprocess.run(["docker", "stop", "--time", "30", container], capture_output=True, check=True)
+    told = subprocess.run(
+        ["docker", "inspect", "--format", "{{.State.ExitCode}}", container], capture_output=True, text=True, check=True
+    )
+
+    assert told.stdout.strip() == "0"
