@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Outcome(Enum):
-    """SUCCESS: a whole answer. IGNORED: the caller's fault, or the caller left. DROPPED: the upstream failed or stalled."""
+    """A whole answer; the caller's fault, or the caller left; the upstream failed or stalled."""
 
     SUCCESS = "success"
     IGNORED = "ignored"
