@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.config import DEMO, Config, EngineModel, ModelConfig, UpstreamConfig
+from gateway.keys import MAX_KEY_BYTES
 from policies.document import DocumentError, Flaw, Mark, Problem, locate, parse
 from policies.reader import choice, read
 from policies.secret import Secret
@@ -84,8 +85,9 @@ def fetch(config: Config, environ: Mapping[str, str], found: dict[Secret, str]) 
             continue
         if path[0] != "keys":
             continue
-        if len(value) < MIN_KEY_CHARS:
-            yield Flaw(path, f"{secret} has {len(value)} characters, expected at least {MIN_KEY_CHARS}")
+        if not MIN_KEY_CHARS <= len(value) <= MAX_KEY_BYTES:
+            expected = f"expected {MIN_KEY_CHARS} to {MAX_KEY_BYTES}"
+            yield Flaw(path, f"{secret} has {len(value)} characters, {expected}")
         if value in owners:
             yield Flaw(path, f"{secret} is the same key as that of {owners[value]!r}")
         owners.setdefault(value, str(path[1]))
