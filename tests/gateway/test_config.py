@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.cli import main
 from gateway.config import Config
-from gateway.loading import Loaded, demo, load
+from gateway.loading import Loaded, check, demo, load
 from gateway.settings import describe
-from policies.document import DocumentError
+from policies.document import DocumentError, Problem
+from policies.reader import read
 from policies.secret import Secret
 
 FULL = """\
@@ -124,6 +127,21 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(tmp_path: Path) -> None
     [told] = problems(tmp_path, "models: {m: {upstreams: [u]}}\nupstreams: {u: {url: http://me:hunter2@h}}\n")
 
     assert "hunter2" not in told
+
+
+@given(
+    st.integers(0, len(FULL)),
+    st.integers(0, 12),
+    st.text("ab:,-{}[]#&*!|>'\"%@`\\\t\n 019.~<\x00é", max_size=8),
+)
+def test_a_mutilated_file_is_read_or_refused_with_places(at: int, cut: int, put: str) -> None:
+    refused: tuple[Problem, ...] = ()
+    try:
+        read(FULL[:at] + put + FULL[at + cut :], "p.yaml", Config, check)
+    except DocumentError as error:
+        refused = error.problems
+
+    assert all(problem.mark.line >= 1 and problem.message for problem in refused)
 
 
 def test_one_key_cannot_belong_to_two_tenants(tmp_path: Path) -> None:
