@@ -1,6 +1,8 @@
 """One request on its way through the gateway: the central types and how stages compose.
 
-A field of `Call` has one writer, named beside it, and is read only by what stands later in the pipeline.
+A field of `Call` has one writer, named beside it, and is read only by what stands later in the pipeline. What never
+changes is a msgspec struct: a frozen dataclass sets its fields one by one through `object`, which made up a tenth of a
+request's cost here.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -8,6 +10,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import msgspec
 
 from policies.outcome import Outcome
 
@@ -35,8 +39,7 @@ class FinishReason(StrEnum):
     CONTENT_FILTER = "content_filter"
 
 
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
+class ChatPrompt(msgspec.Struct, frozen=True):
     """Messages and tools as they came, checked to be strict JSON; each message is an object with a role.
 
     `continue_final_message` asks to go on in the last message instead of answering it.
@@ -50,8 +53,7 @@ class ChatPrompt:
     continue_final_message: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TextPrompt:
+class TextPrompt(msgspec.Struct, frozen=True):
     """Plain prompts, each text or token ids; a list of several makes that many times `n` choices."""
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -59,8 +61,7 @@ class TextPrompt:
     suffix: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(msgspec.Struct, frozen=True):
     """What the caller said about sampling; None where it said nothing."""
 
     temperature: float | None = None
@@ -105,8 +106,7 @@ class Usage:
     cached: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(msgspec.Struct, frozen=True):
     """One emitted token with its log-probability and the likeliest alternatives, ids only: the edge decodes them."""
 
     token_id: int

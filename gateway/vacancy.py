@@ -3,6 +3,8 @@
 `Admit` lets calls wait here, `Dispatch` announces each slot that becomes free. An announcement calls one waiting call,
 the first in order of arrival that has a candidate with room; when that one leaves, it announces again, so that room for
 several is passed on from hand to hand and nobody is called for room that is already spoken for.
+
+An engine's room also grows without a slot of ours becoming free: while anybody waits, a timer looks again.
 """
 
 import asyncio
@@ -10,7 +12,6 @@ from collections.abc import Sequence
 
 from gateway.upstreams.base import Upstream
 
-# An engine's room also grows without a slot of ours becoming free (blocks come back step by step).
 LOOK_AGAIN_S = 0.05
 
 
@@ -54,6 +55,7 @@ class Vacancy:
 
     def __init__(self) -> None:
         self._turns: dict[Turn, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def num_waiting(self) -> int:
@@ -62,18 +64,26 @@ class Vacancy:
 
     def open_to(self, route: Sequence[Upstream], turn: Turn | None = None) -> bool:
         """Whether some candidate has room that nobody ahead of `turn` (of a newcomer: nobody at all) waits for."""
+        if not self._turns:
+            return any(map(has_room, route))
         return any(has_room(upstream) and not self._awaited(upstream, turn) for upstream in route)
 
     def join(self, route: Sequence[Upstream]) -> Turn:
         """Queue up. Whoever joins must `leave`."""
         turn = Turn(route)
         self._turns[turn] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look)
         return turn
 
     def leave(self, turn: Turn) -> None:
         """Leave the queue, served or not, and let the next one have a look."""
         del self._turns[turn]
-        self.announce()
+        if self._turns:
+            self.announce()
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def announce(self) -> None:
         """Call the first who can go."""
@@ -85,6 +95,10 @@ class Vacancy:
         """Call everybody, room or not."""
         for turn in self._turns:
             turn.call()
+
+    def _look(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look)
+        self.announce()
 
     def _awaited(self, upstream: Upstream, before: Turn | None) -> bool:
         for turn in self._turns:

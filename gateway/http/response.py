@@ -49,6 +49,11 @@ class Response:
                 return value
         return None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the body has come whole and nothing of it is left to read."""
+        return self._whole and not self._chunks
+
     def __aiter__(self) -> "Response":
         return self
 

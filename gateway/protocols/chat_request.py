@@ -1,9 +1,9 @@
 """POST /v1/chat/completions, the way in: OpenAI's body into the one `Request`."""
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from gateway.call import ChatPrompt, Operation, Request
 from gateway.errors import BadRequest

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from gateway.call import Call, Handler, Reply
 from gateway.errors import DeadlineExceeded, GatewayError, Overloaded
-from gateway.vacancy import LOOK_AGAIN_S, Vacancy
+from gateway.vacancy import Vacancy
 
 RETRY_AFTER = {"retry-after": "1"}
 
@@ -54,7 +54,7 @@ class Admit:
                 remaining_s = latest - self._clock()
                 if remaining_s <= 0:
                     raise self._too_late(call, latest)
-                await turn.wait(min(remaining_s, LOOK_AGAIN_S))
+                await turn.wait(remaining_s)
                 if self.draining:
                     raise refusal("The gateway is shutting down.", code="draining")
         finally:

@@ -11,9 +11,15 @@ class Choose:
     """
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
-        upstreams = call.model.upstreams
-        refusals = [upstream.refuses(call.request) for upstream in upstreams]
-        call.route = tuple(upstream for upstream, no in zip(upstreams, refusals, strict=True) if no is None)
-        if not call.route:
-            raise next(no for no in refusals if no is not None)
+        able, first = [], None
+        for upstream in call.model.upstreams:
+            refusal = upstream.refuses(call.request)
+            if refusal is None:
+                able.append(upstream)
+            elif first is None:
+                first = refusal
+        if not able:
+            assert first is not None, "a model without upstreams is not served"
+            raise first
+        call.route = tuple(able)
         return await inner(call)

@@ -1,6 +1,6 @@
 """An upstream's event stream: forwarded as received, looked into only as far as needed.
 
-Nearly every chunk is one or more whole events whose data are JSON objects without `usage` and without `error`. Four
+Nearly every chunk is one or more whole events whose data are JSON objects without usage and without an error. Four
 looks at its bytes tell, and it goes out untouched. Every other chunk is read event by event: to take the usage out, to
 notice an error inside a 200, to notice the end. An event that is cut by a chunk's border waits for its rest: no client
 could use the half, and after it no error event could be told.
@@ -20,6 +20,7 @@ MAX_EVENT_BYTES = 1 << 20
 
 BOM = b"\xef\xbb\xbf"
 DONE = b"[DONE]"
+TERMINAL = b"data: [DONE]\n\n"
 _BOUNDARY = re.compile(rb"\n\n|\n\r\n?|\r\r\n?")
 _BOUNDARY_BYTES = 3
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -56,13 +57,16 @@ class EventStream:
             self._plain
             and chunk.startswith(b"data: {")
             and chunk.endswith(b"}\n\n")
-            and b'"usage"' not in chunk
+            and (b'"usage"' not in chunk or chunk.count(b'"usage"') == chunk.count(b'"usage":null'))
             and b'"error"' not in chunk
         ):
             self._last = chunk
             return Event(raw=chunk)
         if self.done or self.error is not None:
             return None
+        if self._plain and chunk == TERMINAL:
+            self.done = True
+            return Event(raw=chunk)
         self._held += chunk
         return self._read(final=False)
 
@@ -82,7 +86,7 @@ class EventStream:
             return event
         self.done = True
         raw = event.raw if event is not None and event.raw else b""
-        return Event(raw=raw + b"data: [DONE]\n\n", usage=event.usage if event is not None else None)
+        return Event(raw=raw + TERMINAL, usage=event.usage if event is not None else None)
 
     def _read(self, *, final: bool) -> Event | None:
         held = self._held

@@ -233,6 +233,8 @@ def _headers(call: Call) -> list[tuple[bytes, bytes]]:
 
 async def _settle(response: Response) -> None:
     """Let a stream that has said its last word end on the wire too, so that its connection can be kept."""
+    if response.ended:
+        return
     try:
         async with asyncio.timeout(SETTLE_S):
             async for _ in response:
