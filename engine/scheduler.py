@@ -28,8 +28,8 @@ from engine.order import Order
 from engine.sequence import FinishReason, Sequence, Status
 from engine.waiting import WaitingQueue
 
-# How many blocks an admission leaves to each running sequence: one, one more after each preemption up to a bound, and
-# less again with each answer that ends. Preempting is paid by computing again, and admitting late by waiting.
+# How many blocks an admission leaves to each running sequence: one, one more each time that they ran out (up to a
+# bound), and less again with each answer that ends. Who preempts computes again, and who admits late lets wait.
 LEAST_SPARE, MOST_SPARE, SPARE_DECAY = 1.0, 16.0, 0.95
 
 
@@ -74,6 +74,7 @@ class Scheduler:
         self._forget = forget
         self._limit = min(max_model_len, pool.capacity)
         self._spare = LEAST_SPARE
+        self._gave_way: set[Sequence] = set()  # preempted since the step began to be scheduled
         self._siblings: dict[Sequence, list[Sequence]] = {}  # first choice -> those that wait for its prompt
         self._num_siblings = 0
         self._deadlines: list[tuple[float, int, Sequence]] = []
@@ -145,6 +146,7 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """Choose the next step's rows, and give them their blocks; None when there is nothing to do."""
+        self._gave_way.clear()
         self._grow()
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
@@ -229,6 +231,7 @@ class Scheduler:
                 self.pool.append(sequence)
             else:
                 self._preempt(self._cheapest(self.running[position + 1 :]) or sequence)
+                self._spare = min(self._spare + 1, MOST_SPARE)
 
     def _cheapest(self, sequences: Seq[Sequence]) -> Sequence | None:
         """Choose whom to preempt: the lowest priority, then the least work lost, then the latest to arrive."""
@@ -251,29 +254,26 @@ class Scheduler:
                     yield sequence
             elif head is None:
                 return
-            elif self._admit(head):
+            elif head not in self._gave_way and self._admit(head):
                 yield head
             else:
-                blocked = True  # nobody overtakes whoever is next, or a large prompt would wait forever
+                # Nobody overtakes whoever is next, or a large prompt would wait forever; and who gave way in this step
+                # does not come back in it.
+                blocked = True
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence its blocks and let it run, if it finds room.
 
-        Those who run keep some spare blocks, or the newcomer would be preempted as soon as they grow.
+        Those who run and need not give way keep some spare blocks, or the newcomer would be preempted as they grow.
         """
         found = self.pool.match(sequence)
         lower = [other for other in self.running if other.priority < sequence.priority]
         stay = len(self.running) - len(lower)
-        if stay >= self.config.max_sequences:
-            return False
+        spare = int(stay * self._spare)
         reclaimable = sum(self.pool.num_exclusive(other, found) for other in lower)
-        if self.pool.shortage(sequence, found) + int(stay * self._spare) > reclaimable:
+        if stay >= self.config.max_sequences or self.pool.shortage(sequence, found) + spare > reclaimable:
             return False
-        while len(self.running) >= self.config.max_sequences or not self.pool.can_allocate(
-            sequence, found, int(len(self.running) * self._spare)
-        ):
-            if not lower:
-                return False
+        while len(self.running) >= self.config.max_sequences or not self.pool.can_allocate(sequence, found, spare):
             victim = self._cheapest(lower) or lower[-1]
             lower.remove(victim)
             self._preempt(victim)
@@ -293,7 +293,7 @@ class Scheduler:
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self._spare = min(self._spare + 1, MOST_SPARE)
+        self._gave_way.add(sequence)
         self.waiting.push_resumed(sequence)
         self._watch(sequence)
 

@@ -132,6 +132,29 @@ def test_a_higher_priority_takes_the_place_of_the_cheapest_lower_one() -> None:
     assert long.token_ids[20:] == bench.runner.undisturbed(long.token_ids[:20], 4)
 
 
+def test_a_higher_priority_takes_no_more_than_it_needs() -> None:
+    bench = Bench(num_blocks=6, max_sequences=4)
+    lower = [bench.add(name, 5)[0] for name in "ab"]
+    bench.step()
+    (urgent,) = bench.add("urgent", 7, priority=1)
+    bench.step()
+
+    assert urgent.status is Status.RUNNING
+    assert [made.num_preemptions for made in lower] == [0, 0]
+
+
+def test_who_gave_way_does_not_come_back_in_the_same_step() -> None:
+    bench = Bench(num_blocks=15)
+    (short,) = bench.add("short", 17)
+    (long,) = bench.add("long", 37)
+    bench.step()
+    bench.add("urgent", 21, priority=1, max_tokens=3)  # takes both their blocks, and leaves enough for the short one
+
+    assert [row[0] for row in rows(bench.step())] == ["urgent"]
+    assert [row[0] for row in rows(bench.step())] == ["urgent", "short"]
+    assert [made.num_preemptions for made in (short, long)] == [1, 1]
+
+
 def test_an_urgent_prompt_does_not_wait_for_the_rest_of_a_long_one() -> None:
     bench = Bench(max_batch_tokens=8, num_blocks=100)
     bench.add("long", 100)
