@@ -1,6 +1,5 @@
 """The hands on a CPU: a decoder, a pool of KV blocks, and one forward pass a step over every row of the batch."""
 
-import os
 from itertools import chain
 from pathlib import Path
 
@@ -10,13 +9,15 @@ import torch
 from engine.attention import KeyValuePool, PagedAttention
 from engine.batch import Batch, Row, Sampled
 from engine.errors import ModelError
-from engine.models.config import load_config
+from engine.models.config import ModelConfig, load_config
 from engine.models.decoder import Decoder, load_decoder
 from engine.sampler import Sampler
 from engine.sequence import Sequence
+from engine.threads import threads_for
 
 BLOCK_SIZE = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LARGE_PARAMETERS = 40_000_000
 
 
 class CpuRunner:
@@ -43,7 +44,7 @@ class CpuRunner:
         # Decodes first and by length, so that those of one attention group stand next to each other.
         rows = sorted(batch.rows, key=_place)
         sampling = [row for row in rows if row.samples]
-        with torch.inference_mode():
+        with torch.inference_mode(), threads_for(batch.num_tokens * self._model.config.num_parameters):
             hidden = self._forward(rows)
             if not sampling:
                 return []
@@ -73,19 +74,23 @@ def _place(row: Row) -> tuple[bool, int]:
     return row.count > 1, row.start
 
 
+def choose_dtype(config: ModelConfig) -> str:
+    """Say what `auto` means: bfloat16 for a large bfloat16 checkpoint on a processor that computes in it, else float32.
+
+    What fits into the caches is faster in float32, and exact; what does not is bound by the memory that it reads.
+    """
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    large = config.num_parameters >= LARGE_PARAMETERS
+    return "bfloat16" if config.dtype == "bfloat16" and native and large else "float32"
+
+
 def load_cpu_runner(
     directory: Path, *, dtype: str = "auto", kv_bytes: int = 1 << 30, max_model_len: int | None = None
 ) -> CpuRunner:
     """Load a Hugging Face directory. `dtype` is auto, float32 or bfloat16. Raises `ModelError`."""
     config = load_config(directory)
     if dtype == "auto":
-        dtype = "float32"
+        dtype = choose_dtype(config)
     if dtype not in DTYPES:
         raise ModelError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
     return CpuRunner(load_decoder(directory, config, DTYPES[dtype]), kv_bytes=kv_bytes, max_model_len=max_model_len)
-
-
-def set_threads(count: int | None) -> int:
-    """Set how many threads torch computes with, of the whole process; the cores this process may use by default."""
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
-    return torch.get_num_threads()

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine import demo
 from engine.batch import Runner
 from engine.config import EngineConfig
-from engine.cpu_runner import BLOCK_SIZE, DTYPES, load_cpu_runner, set_threads
+from engine.cpu_runner import BLOCK_SIZE, DTYPES, choose_dtype, load_cpu_runner
 from engine.defaults import GenerationDefaults
 from engine.errors import InvalidConfig, ModelError
 from engine.loop import Engine
@@ -22,6 +22,7 @@ from engine.text.stops import StopStrings
 from engine.text.stream import TextStream
 from engine.text.template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
+from engine.threads import set_threads
 
 DEMO = "demo"
 KV_FORMAT = b"penstock kv 1"  # raised when the meaning of a block's content changes
@@ -97,7 +98,7 @@ def load(directory: Path, options: LoadOptions | None = None) -> LoadedModel:
     tokenizer = Tokenizer.from_dir(directory)
     template = ChatTemplate.from_dir(directory, tokenizer)
     defaults = GenerationDefaults.from_dir(directory)
-    dtype = "float32" if options.dtype == "auto" else options.dtype
+    dtype = choose_dtype(load_config(directory)) if options.dtype == "auto" else options.dtype
     kv_bytes = _kv_bytes(directory, options, DTYPES[dtype].itemsize)
     runner = load_cpu_runner(directory, dtype=dtype, kv_bytes=kv_bytes, max_model_len=options.max_model_len)
     _check_ids(tokenizer, runner.vocab_size)

@@ -46,6 +46,13 @@ class ModelConfig:
         """How many numbers one token's keys and values are, over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
+    @property
+    def num_parameters(self) -> int:
+        """How many weights, norms and biases left out."""
+        attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim * self.hidden_size
+        layer = attention + 3 * self.hidden_size * self.intermediate_size
+        return self.num_layers * layer + (1 if self.tied else 2) * self.vocab_size * self.hidden_size
+
 
 class _Fields:
     """`config.json` with the checks that each reading of it wants."""
