@@ -5,6 +5,7 @@ The engine's door is imported only when a model is to run here: a pure proxy nev
 
 import asyncio
 import os
+import sys
 import time
 from hashlib import blake2b
 
@@ -23,6 +24,7 @@ from gateway.stages.record import Sink
 from gateway.upstreams.http import Clocks, HttpUpstream
 
 OWNER = "penstock"
+SWITCH_S = 0.0005  # how long engine and loop may keep the interpreter from each other; Python's 5 ms is a token's time
 
 
 class StartError(Exception):
@@ -61,6 +63,7 @@ def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream]) -
 
 async def local(name: str, model: ModelConfig, settings: EngineModel, loaded: Loaded, metrics: Metrics) -> Model:
     """A model that runs in this process. Raises `StartError`."""
+    sys.setswitchinterval(SWITCH_S)
     await asyncio.to_thread(import_engine)
     from gateway.upstreams.engine import CannotLoad, EngineUpstream
 
