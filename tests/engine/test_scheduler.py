@@ -144,11 +144,11 @@ def test_a_higher_priority_takes_no_more_than_it_needs() -> None:
 
 
 def test_who_gave_way_does_not_come_back_in_the_same_step() -> None:
-    bench = Bench(num_blocks=15)
+    bench = Bench(num_blocks=16)
     (short,) = bench.add("short", 17)
     (long,) = bench.add("long", 37)
     bench.step()
-    bench.add("urgent", 21, priority=1, max_tokens=3)  # takes both their blocks, and leaves enough for the short one
+    bench.add("urgent", 25, priority=1, max_tokens=3)  # takes both their blocks, and leaves enough for the short one
 
     assert [row[0] for row in rows(bench.step())] == ["urgent"]
     assert [row[0] for row in rows(bench.step())] == ["urgent", "short"]
