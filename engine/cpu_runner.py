@@ -23,17 +23,17 @@ LARGE_PARAMETERS = 40_000_000
 class CpuRunner:
     """A `Runner` in torch. Owns the weights and the KV pool; one thread at a time may call `run`.
 
-    `kv_bytes` bounds the pool's memory. `max_model_len` is the model's context, less if the pool does not hold it.
+    `kv_bytes` bounds the pool's memory. A sequence may get as long as the model has positions.
     """
 
-    def __init__(self, model: Decoder, *, kv_bytes: int, max_model_len: int | None = None) -> None:
+    def __init__(self, model: Decoder, *, kv_bytes: int) -> None:
         config = model.config
         per_block = config.kv_elements_per_token * BLOCK_SIZE * model.dtype.itemsize
         self.num_blocks = kv_bytes // per_block - 1  # one more pads short rows
         if self.num_blocks < 1:
             raise ModelError(f"kv_bytes: expected at least {2 * per_block} for two blocks, got {kv_bytes}")
         self.block_size = BLOCK_SIZE
-        self.max_model_len = min(max_model_len or config.max_positions, config.max_positions)
+        self.max_model_len = model.num_positions
         self.vocab_size = config.vocab_size
         self._model = model
         self._pool = KeyValuePool(config, self.num_blocks, BLOCK_SIZE, model.dtype)
@@ -87,10 +87,14 @@ def choose_dtype(config: ModelConfig) -> str:
 def load_cpu_runner(
     directory: Path, *, dtype: str = "auto", kv_bytes: int = 1 << 30, max_model_len: int | None = None
 ) -> CpuRunner:
-    """Load a Hugging Face directory. `dtype` is auto, float32 or bfloat16. Raises `ModelError`."""
+    """Load a Hugging Face directory. `dtype` is auto, float32 or bfloat16. Raises `ModelError`.
+
+    `max_model_len` can shorten the model's context, not stretch it.
+    """
     config = load_config(directory)
     if dtype == "auto":
         dtype = choose_dtype(config)
     if dtype not in DTYPES:
         raise ModelError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
-    return CpuRunner(load_decoder(directory, config, DTYPES[dtype]), kv_bytes=kv_bytes, max_model_len=max_model_len)
+    num_positions = min(max_model_len or config.max_positions, config.max_positions)
+    return CpuRunner(load_decoder(directory, config, DTYPES[dtype], num_positions), kv_bytes=kv_bytes)

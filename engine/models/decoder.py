@@ -22,6 +22,7 @@ from torch.nn import functional
 from engine.models.checkpoint import Checkpoint
 from engine.models.config import ModelConfig
 from engine.models.linear import Linear
+from engine.models.norm import Norm
 from engine.models.rope import rotations
 
 
@@ -41,26 +42,35 @@ class Attention(Protocol):
 class Layer:
     """One layer's weights; queries, keys and values in one product, gate and up in another."""
 
-    attention_norm: Tensor
+    attention_norm: Norm
     qkv: Linear
-    qk_norms: tuple[Tensor, Tensor] | None
+    qk_norms: tuple[Norm, Norm] | None
     output: Linear
-    mlp_norm: Tensor
+    mlp_norm: Norm
     gate_up: Linear
     down: Linear
 
 
 class Decoder:
-    """Weights, ready to run. Immutable; shared by whatever runs it."""
+    """Weights, ready to run, for positions below `num_positions`. Immutable; shared by whatever runs it."""
 
-    def __init__(self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Linear) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Norm,
+        head: Linear,
+        num_positions: int,
+    ) -> None:
         self.config = config
+        self.num_positions = num_positions
         self.dtype = embedding.dtype
         self._embedding = embedding
         self._layers = layers
         self._norm = norm
         self._head = head
-        self._rotations = rotations(config.rope, config.head_dim, config.max_positions).to(embedding.device)
+        self._rotations = rotations(config.rope, config.head_dim, num_positions).to(embedding.device)
 
     def forward(self, ids: Tensor, positions: Tensor, attention: Attention, wanted: Tensor | None = None) -> Tensor:
         """`ids, positions: [num_tokens]` int64 -> hidden states `[num_tokens, hidden]`, before the last norm.
@@ -71,11 +81,10 @@ class Decoder:
         config = self.config
         num_turned = config.num_heads + config.num_kv_heads
         shape = (ids.shape[0], num_turned + config.num_kv_heads, config.head_dim)
-        norm_shape, eps = (config.hidden_size,), config.norm_eps
         turns = self._rotations.index_select(0, positions)
         x = functional.embedding(ids, self._embedding)
         for number, layer in enumerate(self._layers):
-            h = functional.rms_norm(x, norm_shape, layer.attention_norm, eps)
+            h = layer.attention_norm(x)
             qkv = layer.qkv(h).view(shape)
             if layer.qk_norms is not None:
                 self._norm_heads(qkv, layer.qk_norms)
@@ -86,22 +95,21 @@ class Decoder:
                 if not wanted.numel():
                     return x
             x = layer.output.plus(attended, x)
-            h = functional.rms_norm(x, norm_shape, layer.mlp_norm, eps)
+            h = layer.mlp_norm(x)
             gate, up = layer.gate_up(h).chunk(2, 1)
             x = layer.down.plus(functional.silu(gate).mul_(up), x)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`hidden: [rows, hidden]` of `forward` -> `[rows, vocab]` float32."""
-        h = functional.rms_norm(hidden, (self.config.hidden_size,), self._norm, self.config.norm_eps)
-        return self._head(h).float()
+        return self._head(self._norm(hidden)).float()
 
-    def _norm_heads(self, qkv: Tensor, norms: tuple[Tensor, Tensor]) -> None:
+    def _norm_heads(self, qkv: Tensor, norms: tuple[Norm, Norm]) -> None:
         config = self.config
         queries = qkv.narrow(1, 0, config.num_heads)
         keys = qkv.narrow(1, config.num_heads, config.num_kv_heads)
-        for part, weight in ((queries, norms[0]), (keys, norms[1])):
-            part.copy_(functional.rms_norm(part, (config.head_dim,), weight, config.norm_eps))
+        for part, norm in ((queries, norms[0]), (keys, norms[1])):
+            part.copy_(norm(part))
 
     def _turn(self, heads: Tensor, turns: Tensor) -> None:
         """Turn `heads: [num_tokens, heads, head_dim]` in place; in float32 whatever the dtype."""
@@ -112,16 +120,19 @@ class Decoder:
         heads.copy_(torch.view_as_real(turned).flatten(2))
 
 
-def load_decoder(directory: Path, config: ModelConfig, dtype: torch.dtype) -> Decoder:
-    """Read and lay out a checkpoint's weights. Raises `ModelError` for a missing, unknown or misshapen tensor."""
+def load_decoder(directory: Path, config: ModelConfig, dtype: torch.dtype, num_positions: int | None = None) -> Decoder:
+    """Read and lay out a checkpoint's weights. Raises `ModelError` for a missing, unknown or misshapen tensor.
+
+    `num_positions` is how long a sequence may get, the model's whole context by default.
+    """
     checkpoint = Checkpoint(directory)
     hidden = config.hidden_size
     embedding = checkpoint.tensor("model.embed_tokens.weight", (config.vocab_size, hidden), dtype)
     layers = [_load_layer(checkpoint, config, number, dtype) for number in range(config.num_layers)]
-    norm = checkpoint.tensor("model.norm.weight", (hidden,), dtype)
+    norm = Norm(checkpoint.tensor("model.norm.weight", (hidden,), dtype), config.norm_eps)
     head = embedding if config.tied else checkpoint.tensor("lm_head.weight", (config.vocab_size, hidden), dtype)
     checkpoint.finish(("rotary_emb.inv_freq", "lm_head.weight") if config.tied else ("rotary_emb.inv_freq",))
-    return Decoder(config, embedding, layers, norm, Linear(head))
+    return Decoder(config, embedding, layers, norm, Linear(head), num_positions or config.max_positions)
 
 
 def _load_layer(checkpoint: Checkpoint, config: ModelConfig, number: int, dtype: torch.dtype) -> Layer:
@@ -152,16 +163,16 @@ def _load_layer(checkpoint: Checkpoint, config: ModelConfig, number: int, dtype:
     norms = None
     if config.family == "qwen3":
         norms = (
-            _pair(weight("self_attn.q_norm.weight", head_dim), head_dim),
-            _pair(weight("self_attn.k_norm.weight", head_dim), head_dim),
+            Norm(_pair(weight("self_attn.q_norm.weight", head_dim), head_dim), config.norm_eps),
+            Norm(_pair(weight("self_attn.k_norm.weight", head_dim), head_dim), config.norm_eps),
         )
     gate_up = torch.cat([weight("mlp.gate_proj.weight", inner, hidden), weight("mlp.up_proj.weight", inner, hidden)])
     return Layer(
-        attention_norm=weight("input_layernorm.weight", hidden),
+        attention_norm=Norm(weight("input_layernorm.weight", hidden), config.norm_eps),
         qkv=Linear(qkv, qkv_bias),
         qk_norms=norms,
         output=Linear(weight("self_attn.o_proj.weight", hidden, query_size), output_bias),
-        mlp_norm=weight("post_attention_layernorm.weight", hidden),
+        mlp_norm=Norm(weight("post_attention_layernorm.weight", hidden), config.norm_eps),
         gate_up=Linear(gate_up, gate_up_bias),
         down=Linear(weight("mlp.down_proj.weight", hidden, inner), down_bias),
     )
