@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gateway.call import Handler, Model, Stage, compose
 from gateway.dispatch import Dispatch
-from gateway.edge import CallEndpoint, answer_headers
+from gateway.edge import JSON, CallEndpoint, answer_headers
 from gateway.endpoints import MODELS_PATH, Exposition, Models, Probe, Tokens
 from gateway.errors import GatewayError
 from gateway.http.message import HttpRequest, Responder
@@ -62,8 +62,7 @@ class App:
             await route.endpoint(visit)
         except GatewayError as error:
             body = error_body(error)
-            headers = [(b"content-type", b"application/json"), *answer_headers(visit.id, error.headers)]
-            responder.respond(error.status, headers, body)
+            responder.respond(error.status, answer_headers((JSON,), visit.id, error.headers), body)
             self._record.answered(request, visit.id, visit.received, error.status, len(body), error)
         else:
             if route.recorded:

@@ -10,15 +10,16 @@ then fails still becomes an error with a status of its own.
 For now the route is tried in order, and the next upstream only where nothing can have been sent to the one before.
 Retries and fallbacks with their one budget take their place in the loop of `__call__`; hedging starts a second
 `Running` beside the first there and keeps the one that is primed first; a breaker's `allow` stands beside the look at
-the room, and its `record` at `Running.end`; a continuation after the first event follows in `Running.follow`.
+the room, and its `record` at `Running.aclose`; a continuation after the first event follows in
+`Running.__anext__`.
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from gateway.call import Attempt, Call, Event, Reply
+from gateway.call import Attempt, Call, Event, Events, Reply
 from gateway.errors import GatewayError, UpstreamError, UpstreamFailure
 from gateway.generation import Generation
 from gateway.stages.admit import refusal
@@ -56,14 +57,14 @@ class Dispatch:
                 continue
             attempt = Attempt(upstream.name, self._clock())
             call.attempts.append(attempt)
-            running = Running(attempt, upstream.lease(), self._vacancy, self._clock)
+            running = Running(attempt, upstream.lease(), self._vacancy, call.generation, self._clock)
             call.generation.scope.push_async_exit(running)
             try:
                 return await running.begin(upstream, call)
             except UpstreamError as error:
                 if error.sent:
                     raise
-                await running.end()
+                await running.aclose()
                 failed = error
         if failed is not None:
             raise failed
@@ -71,22 +72,38 @@ class Dispatch:
 
 
 class Running:
-    """One attempt under way: its slot, its answer and how it ended. A context that ends it."""
+    """One attempt under way: its slot, its answer and how it ended.
 
-    __slots__ = ("_attempt", "_clock", "_error", "_events", "_finished", "_lease", "_vacancy")
+    A context that ends the attempt, and the events of its answer, on which it notes what they say of the generation.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_clock",
+        "_error",
+        "_events",
+        "_finished",
+        "_first",
+        "_generation",
+        "_lease",
+        "_vacancy",
+    )
 
     def __init__(
         self,
         attempt: Attempt,
         lease: AbstractContextManager[None],
         vacancy: Vacancy,
+        generation: Generation,
         clock: Callable[[], float],
     ) -> None:
         self._attempt = attempt
         self._lease = lease
         self._vacancy = vacancy
+        self._generation = generation
         self._clock = clock
-        self._events: AsyncGenerator[Event, None] | None = None
+        self._events: Events | None = None
+        self._first: Event | None = None
         self._error: GatewayError | None = None
         self._finished = False
         lease.__enter__()
@@ -96,33 +113,42 @@ class Running:
         try:
             reply = await upstream.send(call)
             self._events = reply.events
-            first = await anext(reply.events, None)
-            if first is None:
-                raise UpstreamError("The upstream's answer is empty.", kind=UpstreamFailure.UNFINISHED)
+            self._first = await self._events.__anext__()
+        except StopAsyncIteration:
+            self._error = UpstreamError("The upstream's answer is empty.", kind=UpstreamFailure.UNFINISHED)
+            raise self._error from None
         except GatewayError as error:
             self._error = error
             raise
         self._attempt.first_event = self._clock()
-        reply.events = self.follow(first, reply.events, call.generation)
+        note(self._first, self._generation)
+        reply.events = self
         return reply
 
-    async def follow(
-        self, first: Event, events: AsyncGenerator[Event, None], generation: Generation
-    ) -> AsyncGenerator[Event, None]:
-        """Pass the events on and note what they say of the generation. `end` closes `events`, on every path."""
+    def __aiter__(self) -> "Running":
+        return self
+
+    async def __anext__(self) -> Event:
+        event = self._first
+        if event is not None:
+            self._first = None
+            return event
+        events = self._events
+        if events is None:
+            raise StopAsyncIteration
         try:
-            note(first, generation)
-            yield first
-            async for event in events:
-                if event.raw is None or event.usage is not None:
-                    note(event, generation)
-                yield event
+            event = await events.__anext__()
+        except StopAsyncIteration:
+            self._finished = True
+            raise
         except GatewayError as error:
             self._error = error
             raise
-        self._finished = True
+        if event.raw is None or event.usage is not None:
+            note(event, self._generation)
+        return event
 
-    async def end(self) -> None:
+    async def aclose(self) -> None:
         """Close the answer, free the slot, decide the outcome. The second time it does nothing."""
         attempt = self._attempt
         if attempt.ended is not None:
@@ -133,9 +159,10 @@ class Running:
             attempt.error = self._error.kind if isinstance(self._error, UpstreamError) else self._error.label
         else:
             attempt.outcome = Outcome.SUCCESS if self._finished else Outcome.IGNORED
+        events, self._events = self._events, None
         try:
-            if self._events is not None:
-                await self._events.aclose()
+            if events is not None:
+                await events.aclose()
         finally:
             self._lease.__exit__(None, None, None)
             self._vacancy.announce()
@@ -146,7 +173,7 @@ class Running:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.end()
+        await self.aclose()
 
 
 def note(event: Event, generation: Generation) -> None:

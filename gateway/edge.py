@@ -7,7 +7,7 @@ The call's scope is unwound before an error is told, so that whatever the call h
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 
 from gateway.call import Call, Handler, Reply
@@ -65,17 +65,19 @@ class CallEndpoint:
 
     async def _whole(self, call: Call, reply: Reply, responder: Responder) -> None:
         if reply.raw:
-            body = b"".join([event.raw async for event in reply.events if event.raw is not None])
+            body = b""
+            async for event in reply.events:
+                body += event.raw or b""
         else:
             encoder = self._dialect.whole(call, int(self._now()))
             async for event in reply.events:
                 encoder.add(event)
             body = encoder.body()
         call.sent_bytes = len(body)
-        responder.respond(reply.status, [JSON, *answer_headers(call.id, reply.headers)], body)
+        responder.respond(reply.status, answer_headers((JSON,), call.id, reply.headers), body)
 
     async def _stream(self, call: Call, reply: Reply, responder: Responder) -> None:
-        responder.start(reply.status, [*STREAM_HEADERS, *answer_headers(call.id, reply.headers)])
+        responder.start(reply.status, answer_headers(STREAM_HEADERS, call.id, reply.headers))
         write = responder.write
         if reply.raw:
             async for event in reply.events:
@@ -104,12 +106,15 @@ class CallEndpoint:
             responder.write(self._dialect.error_event(error))
             responder.finish()
         else:
-            headers = [JSON, *answer_headers(visit.id, error.headers)]
+            headers = answer_headers((JSON,), visit.id, error.headers)
             responder.respond(error.status, headers, self._dialect.error_body(error))
 
 
-def answer_headers(request_id: str, headers: Mapping[str, str]) -> Iterable[tuple[bytes, bytes]]:
-    """Give the request's name, which every answer carries, and further headers."""
-    yield b"x-request-id", request_id.encode("ascii")
-    for name, value in headers.items():
-        yield name.encode("ascii"), value.encode("latin-1")
+def answer_headers(
+    fixed: tuple[tuple[bytes, bytes], ...], request_id: str, further: Mapping[str, str]
+) -> list[tuple[bytes, bytes]]:
+    """Give an answer's headers: the request's name stands in every answer."""
+    headers = [*fixed, (b"x-request-id", request_id.encode("ascii"))]
+    if further:
+        headers += [(name.encode("ascii"), value.encode("latin-1")) for name, value in further.items()]
+    return headers

@@ -97,7 +97,7 @@ class Exposition:
 
     async def __call__(self, visit: Visit) -> None:
         """Answer with what the registry gives."""
-        headers = [(b"content-type", self._content_type), *answer_headers(visit.id, {})]
+        headers = answer_headers(((b"content-type", self._content_type),), visit.id, {})
         visit.responder.respond(200, headers, self._read())
 
 
@@ -113,4 +113,4 @@ def model_json(name: str, model: Model) -> dict[str, Json]:
 def respond_json(visit: Visit, status: int, body: bytes) -> None:
     """Send a whole answer."""
     visit.sent_bytes = len(body)
-    visit.responder.respond(status, [JSON, *answer_headers(visit.id, {})], body)
+    visit.responder.respond(status, answer_headers((JSON,), visit.id, {}), body)

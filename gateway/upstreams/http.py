@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 
-from gateway.call import Call, Event, Operation, Reply, Request
+from gateway.call import Call, Event, Operation, Reply, Request, Single
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, UpstreamError, UpstreamFailure, UpstreamTimeout
 from gateway.http import errors as transport
 from gateway.http.client import Client, PreparedRequest
@@ -107,12 +107,11 @@ class HttpUpstream:
             )
             if response.status != 200:
                 raise await self._refused(response)
+            if not request.stream:
+                return Reply(200, {}, Single(await self._read(response)), raw=True)
         except transport.TransportError as error:
             raise translate(error, by_caller=deadline < total) from error
-        by_caller = deadline < total
-        if request.stream:
-            return Reply(200, {}, self._stream(call, response, by_caller), raw=True)
-        return Reply(200, {}, self._read(response, by_caller), raw=True)
+        return Reply(200, {}, self._stream(call, response, deadline < total), raw=True)
 
     async def aclose(self) -> None:
         """Close every connection; running attempts fail."""
@@ -146,16 +145,14 @@ class HttpUpstream:
         retry_after = response.header(b"retry-after")
         return error_of_status(status, body, None if retry_after is None else retry_after.decode("latin-1"))
 
-    async def _read(self, response: Response, by_caller: bool) -> AsyncGenerator[Event, None]:
+    async def _read(self, response: Response) -> Event:
         """Give the whole answer as one event."""
         try:
             body = await response.read(MAX_ANSWER_BYTES)
-            peek = peek_at(body)
-            yield Event(raw=body, usage=None if peek.usage is None else peek.usage.to_usage())
-        except transport.TransportError as error:
-            raise translate(error, by_caller=by_caller) from error
         finally:
             response.close()
+        usage = peek_at(body).usage
+        return Event(raw=body, usage=None if usage is None else usage.to_usage())
 
     async def _stream(self, call: Call, response: Response, by_caller: bool) -> AsyncGenerator[Event, None]:
         """Give the events as they come, in chunks as they came."""

@@ -45,8 +45,9 @@ async def test_the_events_of_an_answer_pass_in_order_and_are_written_down() -> N
     call = call_to(upstream)
 
     async with call.scope:
-        events = await read(await Dispatch(Vacancy())(call))
+        reply = await Dispatch(Vacancy())(call)
         assert upstream.leased == 1
+        events = await read(reply)
 
     assert events == [*WORDS, END]
     assert call.generation.usage == Usage(3, 2)
