@@ -15,7 +15,9 @@ END = Event(finish=FinishReason.STOP, usage=Usage(3, 2))
 
 @dataclass(eq=False)
 class InProcess:
-    """Gives `script` event by event; an error in it is raised. `hold` stops it before each event until set."""
+    """Gives `script` event by event; an error in it is raised. `hold` stops it before each event until set; before the
+    answer, each event and the end it lets the event loop go round `rounds` times.
+    """
 
     script: Sequence[Event | GatewayError] = (*WORDS, END)
     name: str = "in-process"
@@ -25,6 +27,7 @@ class InProcess:
     hold: asyncio.Event | None = None
     takes_ids: bool = False
     raw: bool = False
+    rounds: int = 0
     leased: int = 0
     calls: list[Call] = field(default_factory=list)
     running: int = 0
@@ -41,6 +44,7 @@ class InProcess:
 
     async def send(self, call: Call) -> Reply:
         self.calls.append(call)
+        await self._go_round()
         if self.at_send is not None:
             raise self.at_send
         return Reply(200, {}, self._events(), raw=self.raw)
@@ -52,13 +56,19 @@ class InProcess:
         self.running += 1
         try:
             for event in self.script:
+                await self._go_round()
                 if self.hold is not None:
                     await self.hold.wait()
                 if isinstance(event, GatewayError):
                     raise event
                 yield event
+            await self._go_round()
         finally:
             self.running -= 1
+
+    async def _go_round(self) -> None:
+        for _ in range(self.rounds):
+            await asyncio.sleep(0)
 
 
 @dataclass
