@@ -4,12 +4,10 @@ The engine's door is imported only when a model is to run here: a pure proxy nev
 """
 
 import asyncio
-import os
 import sys
 import time
 from hashlib import blake2b
 
-from engine.threads import spin_briefly
 from gateway.app import App, Bounds, build
 from gateway.call import Model
 from gateway.config import DEMO, EngineModel, ModelConfig, UpstreamConfig
@@ -88,7 +86,6 @@ async def local(name: str, model: ModelConfig, settings: EngineModel, loaded: Lo
 def import_engine() -> None:
     """Import the engine's door: seconds of torch, once, not to be spent on the loop. Raises `StartError` without it."""
     try:
-        spin_briefly(os.environ)  # the loop needs a core now and then too
         import gateway.upstreams.engine  # noqa: F401
     except ModuleNotFoundError as error:
         raise StartError(f"a model is to run in this process, and the engine is not installed: {error}") from error
