@@ -64,6 +64,7 @@ class Call:
     waiting: bool = False  # for the reply to an extension
     settled: bool = False
     clean: bool = True
+    forgone: int = 0  # slices that were in hand, or under way, when a lease ran out
     unheard: int = 0  # tokens that were asked for without hearing the reply
 
 
@@ -84,6 +85,7 @@ class World:
         self.rules = draw_rules(rng)
         self.meters = [Meter(rule) for rule in self.rules if rule.limit.kind is Kind.BUCKET]
         self.calls: list[Call] = []
+        self.admitted: set[str] = set()
         bad = rng.random() < 0.8
         self.p_lost, self.p_twice, self.p_late = (0.12, 0.15, 0.03) if bad else (0.0, 0.0, 0.0)
         self.p_dead, self.p_stall = (0.15, 0.05) if bad else (0.0, 0.0)
@@ -117,13 +119,13 @@ class World:
             call.ended = True
             return None
         call.unheard = 0
-        if call.holder.lapse(self.now):
+        if self.now >= call.holder.good_until:
             return self.end(call)
         call.begun = True
         for meter in self.meters:
             rule, holder = meter.rule, call.holder
             fresh = holder.input - holder.cached
-            meter.use(self.now, rule.call + fresh * rule.input + holder.cached * rule.cached)
+            meter.use(self.now, fresh * rule.input + holder.cached * rule.cached)
         return self.at(self.pace(call), lambda: self.produce(call))
 
     def give_up(self, call: Call) -> None:
@@ -137,8 +139,11 @@ class World:
         if call.seed.random() < self.p_dead / 10:
             call.dead, call.clean = True, False
             return
-        if holder.lapse(self.now):
+        in_hand = holder.in_hand
+        if (settlement := holder.lapse(self.now, self.store_now())) is not None:
             call.clean = False
+            call.forgone += in_hand + call.unheard
+            self.insist(call, settlement, self.now)
         tokens = min(call.seed.randrange(1, 6), holder.in_hand, call.target - holder.output)
         holder.output += tokens
         for meter in self.meters:
@@ -179,8 +184,8 @@ class World:
 
         def settled(answer: Answer) -> None:
             call.settled = True
-            if answer.verdict is not Verdict.GRANTED:
-                call.clean = False
+            if answer.verdict is not Verdict.GRANTED or self.now >= call.holder.good_until:
+                call.clean = False  # the lease may have run out while the settlement was under way
 
         self.send(call, step, settled, again, retry=False)
 
@@ -240,6 +245,11 @@ class World:
 
     def apply(self, step: Step) -> Answer:
         answer = self.take(step, self.now)
+        if answer.verdict is Verdict.GRANTED and step.seq == 1 and step.lease_us and step.id not in self.admitted:
+            self.admitted.add(step.id)  # a call counts when it is let in, its tokens when they are used
+            for claim, rule in zip(step.claims, self.rules, strict=True):
+                for meter in self.meters:
+                    meter.use(self.now, claim.used if meter.rule is rule else 0)
         self.trace.append((step, self.now, answer))
         if self.book is not None:
             self.audit(self.book)
@@ -292,7 +302,7 @@ class World:
             return least, least
         if call.ended and not call.begun and call.clean:
             return 0, 0  # refused
-        return least, fixed + (max(holder.edge, holder.output + holder.lost) + call.unheard) * rule.output
+        return least, fixed + (max(holder.edge, holder.output) + call.unheard + call.forgone) * rule.output
 
 
 def draw_rules(rng: Random) -> tuple[Rule, ...]:
@@ -327,7 +337,10 @@ def main() -> None:
     options = parser.parse_args()
     steps = 0
     for seed in range(options.first, options.first + options.seeds):
-        steps += len(simulate(seed).trace)
+        try:
+            steps += len(simulate(seed).trace)
+        except Violation as violation:
+            raise SystemExit(f"seed {seed}: {violation}") from violation
     print(f"{options.seeds} seeds, {steps} steps, no violation")
 
 
