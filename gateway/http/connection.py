@@ -14,6 +14,7 @@ client's.
 import asyncio
 import logging
 from enum import Enum, auto
+from math import inf
 from typing import TYPE_CHECKING, cast
 
 from gateway.http.alarm import Alarm
@@ -55,7 +56,6 @@ class Connection(asyncio.Protocol):
         "_reader",
         "_server",
         "_since",
-        "_task",
         "_transport",
         "_writable",
         "_written",
@@ -72,7 +72,6 @@ class Connection(asyncio.Protocol):
         self._clock = Clock.NONE
         self._since = 0.0  # when the clock of a head or body began
         self._exchange: Exchange | None = None  # the answer under way
-        self._task: asyncio.Task[None] | None = None  # its application
         self._paused = False
         self._writable: asyncio.Future[None] | None = None  # whom `resume_writing` wakes
         self._written = 0
@@ -148,11 +147,13 @@ class Connection(asyncio.Protocol):
     def answered(self, exchange: Exchange) -> None:
         """Go on after a complete answer: close, or begin the next request."""
         self._exchange = None
-        self._task = None
         if not exchange.keep_alive:
             self._close()
         elif not self.congested:
-            self._advance()
+            if self._reader.buffered:
+                self._advance()
+            else:
+                self._await_request()
 
     async def caught_up(self) -> None:
         """Wait for `resume_writing`."""
@@ -193,11 +194,9 @@ class Connection(asyncio.Protocol):
             self._await_input()
             return
         self._stop_clock()
-        exchange = Exchange(
-            self, head_only=request.method == "HEAD", http10=reader.http10, keep_alive=reader.keep_alive
-        )
+        exchange = Exchange(self, request.method == "HEAD", reader.http10, reader.keep_alive)
         self._exchange = exchange
-        self._task = task = self._loop.create_task(self._run(request, exchange))
+        exchange.task = task = self._loop.create_task(self._run(request, exchange))
         self._server.tasks.add(task)
 
     async def _run(self, request: HttpRequest, exchange: Exchange) -> None:
@@ -218,9 +217,8 @@ class Connection(asyncio.Protocol):
         finally:
             if not exchange.done:
                 exchange.abort()  # cancelled while the client was still there
-            task = asyncio.current_task()
-            assert task is not None
-            self._server.finished(task)
+            assert exchange.task is not None
+            self._server.finished(exchange.task)
 
     def _await_input(self) -> None:
         limits, reader = self._server.limits, self._reader
@@ -233,19 +231,23 @@ class Connection(asyncio.Protocol):
         elif reader.buffered:
             if self._clock is not Clock.HEAD:
                 self._start_clock(Clock.HEAD, limits.head_s)
-        elif self._server.draining:
+        elif self._clock is not Clock.HEAD:  # else a new connection's clock goes on
+            self._await_request()
+
+    def _await_request(self) -> None:
+        """Wait for the first byte of another request."""
+        if self._server.draining:
             self._close()
-        elif self._clock is not Clock.HEAD:  # else a first connection's head clock goes on
-            self._start_clock(Clock.IDLE, limits.idle_s)
+        else:
+            self._start_clock(Clock.IDLE, self._server.limits.idle_s)
 
     def _leave(self) -> None:
         """End what is under way: its client is gone."""
-        exchange, task = self._exchange, self._task
-        self._exchange = self._task = None
-        if exchange is not None and task is not None and not exchange.done:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None and not exchange.done:
             exchange.done = True
-            if exchange.begun:
-                task.cancel()
+            if exchange.begun and exchange.task is not None:
+                exchange.task.cancel()
         if self._writable is not None:
             self._writable.set_result(None)
             self._writable = None
@@ -258,7 +260,7 @@ class Connection(asyncio.Protocol):
         Closing on unread input would reset the connection and could take the answer with it: so the end is announced,
         and what still comes is swallowed for a while (nginx's lingering close).
         """
-        exchange = Exchange(self, head_only=False, http10=False, keep_alive=False)
+        exchange = Exchange(self, False, False, False)
         kind = "invalid_request_error" if refusal.status < 500 else "server_error"
         self._lingering = self._transport.can_write_eof()
         exchange.respond(refusal.status, JSON, error_body(refusal.message, kind=kind, code=refusal.code))
@@ -287,7 +289,7 @@ class Connection(asyncio.Protocol):
 
     def _stop_clock(self) -> None:
         self._clock = Clock.NONE
-        self._alarm.due = float("inf")
+        self._alarm.due = inf
 
     def _ring(self) -> None:
         """Act on the clock that ran out."""

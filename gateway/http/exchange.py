@@ -1,5 +1,6 @@
 """The write side of one request: implements `Responder` over the connection that it came in on."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from gateway.http.head import field_lines, status_line
@@ -14,14 +15,15 @@ SERVER = b"server: penstock\r\n"
 class Exchange:
     """One request's answer. After its end it writes nothing more, whoever still holds it."""
 
-    __slots__ = ("_chunked", "_connection", "_head_only", "_http10", "begun", "done", "keep_alive", "started")
+    __slots__ = ("_chunked", "_connection", "_head_only", "_http10", "begun", "done", "keep_alive", "started", "task")
 
-    def __init__(self, connection: "Connection", *, head_only: bool, http10: bool, keep_alive: bool) -> None:
+    def __init__(self, connection: "Connection", head_only: bool, http10: bool, keep_alive: bool) -> None:
         self._connection = connection
         self._head_only = head_only
         self._http10 = http10
         self._chunked = False
         self.keep_alive = keep_alive
+        self.task: asyncio.Task[None] | None = None  # that runs the application
         self.begun = False  # the application runs, or has run
         self.started = False
         self.done = False  # answered or given up: nothing more may be written

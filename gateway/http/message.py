@@ -1,14 +1,14 @@
 """What the server hands to the application, and what the application answers with."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 HeaderList = Iterable[tuple[bytes, bytes]]
 
 
-@dataclass(slots=True)
-class HttpRequest:
+class HttpRequest(msgspec.Struct):
     """One whole request. Header names are lower-case; repeated ones are joined by a comma, or refused where unsafe.
 
     `path` is the percent-decoded path as routed on, never rebuilt from `Host`; `query` is as received.

@@ -35,6 +35,7 @@ SINGLE = frozenset(
         b"x-api-key",
     )
 )
+CR_LF = b"\r\n"
 HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=:%\[\]-]*")
 ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -142,7 +143,7 @@ class RequestReader:
 
     def _read_head(self) -> HttpRequest | None:
         buffer = self._buffer
-        if buffer[:1] in (b"\r", b"\n"):  # an empty line before the request line, RFC 9112, section 2.2
+        if buffer and buffer[0] in CR_LF:  # an empty line before the request line, RFC 9112, section 2.2
             while buffer[:2] == b"\r\n":
                 buffer = self._buffer = buffer[2:]
             if buffer[:1] == b"\n" or (buffer[:1] == b"\r" and len(buffer) > 1):

@@ -29,10 +29,22 @@ class Response:
     Header names are lower-case. The body is as on the wire: nothing is decompressed.
     """
 
-    __slots__ = ("_chunks", "_connection", "_failure", "_held", "_waiter", "_whole", "headers", "status", "touched")
+    __slots__ = (
+        "_chunks",
+        "_connection",
+        "_failure",
+        "_held",
+        "_loop",
+        "_waiter",
+        "_whole",
+        "headers",
+        "status",
+        "touched",
+    )
 
-    def __init__(self, connection: "UpstreamConnection") -> None:
+    def __init__(self, connection: "UpstreamConnection", loop: asyncio.AbstractEventLoop) -> None:
         self._connection: UpstreamConnection | None = connection  # until the answer is whole, closed or failed
+        self._loop = loop
         self._chunks: list[bytes] = []
         self._held = 0
         self._whole = False
@@ -64,7 +76,8 @@ class Response:
                 raise self._failure
             if self._whole:
                 raise StopAsyncIteration
-            await self._wait()
+            self._waiter = waiter = self._loop.create_future()
+            await waiter
         chunks = self._chunks
         chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
@@ -102,7 +115,8 @@ class Response:
         while self.status == 0:
             if self._failure is not None:
                 raise self._failure
-            await self._wait()
+            self._waiter = waiter = self._loop.create_future()
+            await waiter
 
     # What the connection calls
 
@@ -139,7 +153,3 @@ class Response:
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
-
-    async def _wait(self) -> None:
-        self._waiter = waiter = asyncio.get_running_loop().create_future()
-        await waiter

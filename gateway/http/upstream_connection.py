@@ -92,7 +92,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Write a request; give its answer, of which nothing has come yet."""
         assert self._transport is not None
         assert self._response is None
-        response = Response(self)
+        response = Response(self, self._loop)
         self._response = response
         self._timeouts = timeouts
         self._deadline = deadline
