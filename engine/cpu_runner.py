@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.attention import KeyValuePool, PagedAttention
+from engine.attention import PagedAttention
 from engine.batch import Batch, Row, Sampled
+from engine.decodes import Decodes
 from engine.errors import ModelError
+from engine.kv_pool import KeyValuePool
 from engine.models.config import ModelConfig, load_config
 from engine.models.decoder import Decoder, load_decoder
 from engine.sampler import Sampler
@@ -19,11 +21,15 @@ BLOCK_SIZE = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGE_PARAMETERS = 40_000_000
 
+KEEP_BYTES = 512 << 20
+"""How much memory the decodes' gathered keys and values may take beside the pool, and at the most half its size."""
+
 
 class CpuRunner:
     """A `Runner` in torch. Owns the weights and the KV pool; one thread at a time may call `run`.
 
-    `kv_bytes` bounds the pool's memory. A sequence may get as long as the model has positions.
+    `kv_bytes` bounds the pool's memory; copies for the running decodes take at the most half as much besides. A
+    sequence may get as long as the model has positions.
     """
 
     def __init__(self, model: Decoder, *, kv_bytes: int) -> None:
@@ -37,6 +43,7 @@ class CpuRunner:
         self.vocab_size = config.vocab_size
         self._model = model
         self._pool = KeyValuePool(config, self.num_blocks, BLOCK_SIZE, model.dtype)
+        self._decodes = Decodes(config, self._pool, min(kv_bytes // 2, KEEP_BYTES))
         self._sampler = Sampler()
 
     def run(self, batch: Batch) -> list[Sampled]:
@@ -58,6 +65,7 @@ class CpuRunner:
     def forget(self, sequence: Sequence) -> None:
         """See `engine.batch.Runner`."""
         self._sampler.forget(sequence)
+        self._decodes.forget(sequence)
 
     def _forward(self, rows: list[Row]) -> torch.Tensor:
         """Compute every row; give the hidden state of each sampling row's last token."""
@@ -67,7 +75,8 @@ class CpuRunner:
         positions = torch.from_numpy(np.concatenate([np.arange(row.start, row.start + row.count) for row in rows]))
         lasts = np.cumsum([row.count for row in rows])[[row.samples for row in rows]] - 1
         wanted = torch.from_numpy(lasts) if len(lasts) < len(ids) else None
-        return self._model.forward(ids, positions, PagedAttention(self._model.config, self._pool, rows), wanted)
+        attention = PagedAttention(self._model.config, self._pool, self._decodes, rows)
+        return self._model.forward(ids, positions, attention, wanted)
 
 
 def _place(row: Row) -> tuple[bool, int]:

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from engine.attention import KeyValuePool, PagedAttention
+from engine.attention import PagedAttention
 from engine.batch import Batch, Row
 from engine.config import EngineConfig
 from engine.cpu_runner import CpuRunner
+from engine.decodes import Decodes
+from engine.kv_pool import KeyValuePool
 from engine.loop import Engine
 from engine.models.config import load_config
 from engine.models.decoder import load_decoder
@@ -130,11 +132,12 @@ def test_logits_are_within_1e_4_of_transformers(
     token_ids = torch.randint(0, config.vocab_size, (90,), generator=torch.Generator().manual_seed(7)).tolist()
     sequence = Sequence("a", 0, token_ids, 90, GREEDY)
     sequence.block_table = [9, 2, 11, 0, 5, 7]
+    decodes = Decodes(config, pool, 1 << 20)
     logits = []
     with torch.inference_mode():
         for start in range(0, 90, chunk):
             count = min(chunk, 90 - start)
-            attention = PagedAttention(config, pool, [Row(sequence, start, count, True)])
+            attention = PagedAttention(config, pool, decodes, [Row(sequence, start, count, True)])
             ids, positions = torch.tensor(token_ids[start : start + count]), torch.arange(start, start + count)
             logits.append(decoder.logits(decoder.forward(ids, positions, attention)))
 
@@ -150,9 +153,10 @@ def test_bfloat16_stays_close_to_float32(build: Callable[..., Any]) -> None:
     laws = []
     for dtype in (torch.float32, torch.bfloat16):
         decoder, pool = load_decoder(reference.directory, config, dtype), KeyValuePool(config, 4, 16, dtype)
+        decodes = Decodes(config, pool, 1 << 20)
         with torch.inference_mode():
             for start, count in ((0, 39), (39, 1)):
-                attention = PagedAttention(config, pool, [Row(sequence, start, count, True)])
+                attention = PagedAttention(config, pool, decodes, [Row(sequence, start, count, True)])
                 ids, positions = torch.tensor(token_ids[start : start + count]), torch.arange(start, start + count)
                 hidden = decoder.forward(ids, positions, attention)
             laws.append(decoder.logits(hidden).softmax(-1))
