@@ -34,7 +34,7 @@ _LARGER = phrasings(
 
 
 def _pair(rng: Random) -> str:
-    top = rng.choice((10, 20, 50, 100, 100))
+    top = rng.choice((10, 10, 20, 20, 50, 100))
     return f"{rng.randrange(top)}+{rng.randrange(top)}"
 
 
@@ -47,19 +47,33 @@ def _unequal_pair(rng: Random) -> str:
     return "<".join(map(str, rng.sample(range(100), 2)))
 
 
+def _sum(rng: Random, split: Split) -> tuple[int, int, str]:
+    a, b = map(int, draw(rng, split, "sum", _pair).split("+"))
+    return a, b, f"{a} + {b} = {a + b}."
+
+
+def _difference(rng: Random, split: Split) -> tuple[int, int, str]:
+    a, b = map(int, draw(rng, split, "difference", _sorted_pair).split("-"))
+    return a, b, f"{a} - {b} = {a - b}."
+
+
+def _larger(rng: Random, split: Split) -> tuple[int, int, str]:
+    a, b = map(int, draw(rng, split, "larger", _unequal_pair).split("<"))
+    return a, b, f"{max(a, b)} is larger than {min(a, b)}."
+
+
+_TASKS = (("sum", "+", _ADD, _sum), ("difference", "-", _SUBTRACT, _difference), ("larger", "<", _LARGER, _larger))
+
+
 def exchange(rng: Random, split: Split) -> Exchange:
     """Ask for one small calculation."""
-    task = rng.choices(("add", "subtract", "larger"), (5, 5, 2))[0]
-    if task == "add":
-        pair = draw(rng, split, "sum", _pair)
-        a, b = map(int, pair.split("+"))
-        template, label, answer = _ADD.pick(rng, split), f"sum:{pair}", f"{a} + {b} = {a + b}."
-    elif task == "subtract":
-        pair = draw(rng, split, "difference", _sorted_pair)
-        a, b = map(int, pair.split("-"))
-        template, label, answer = _SUBTRACT.pick(rng, split), f"difference:{pair}", f"{a} - {b} = {a - b}."
-    else:
-        pair = draw(rng, split, "larger", _unequal_pair)
-        a, b = map(int, pair.split("<"))
-        template, label, answer = _LARGER.pick(rng, split), f"larger:{pair}", f"{max(a, b)} is larger than {min(a, b)}."
-    return Exchange(KIND, (user(template.format(a=a, b=b)), assistant(answer)), f"{task}: {template}", (label,))
+    sort, sign, ask, make = rng.choices(_TASKS, (5, 5, 2))[0]
+    a, b, answer = make(rng, split)
+    template = ask.pick(rng, split)
+    question = template.format(a=a, b=b)
+    return Exchange(KIND, (user(question), assistant(answer)), f"{sort}: {template}", (f"{sort}:{a}{sign}{b}",))
+
+
+def statement(rng: Random, split: Split) -> str:
+    """A sum or a difference without a question: plain text for the corpus."""
+    return rng.choice((_sum, _difference))(rng, split)[2]

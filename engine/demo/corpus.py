@@ -18,13 +18,13 @@ from engine.demo.split import Split
 KINDS = (facts.KIND, arithmetic.KIND, rewriting.KIND, extraction.KIND, toolcalls.KIND)
 
 _SIMPLE: dict[str, tuple[float, Callable[[Random, Split], Exchange]]] = {
-    facts.KIND: (0.36, facts.exchange),
-    arithmetic.KIND: (0.24, arithmetic.exchange),
-    rewriting.KIND: (0.19, rewriting.exchange),
-    extraction.KIND: (0.14, extraction.exchange),
-    smalltalk.KIND: (0.07, smalltalk.exchange),
+    facts.KIND: (0.26, facts.exchange),
+    arithmetic.KIND: (0.25, arithmetic.exchange),
+    rewriting.KIND: (0.29, rewriting.exchange),
+    extraction.KIND: (0.16, extraction.exchange),
+    smalltalk.KIND: (0.04, smalltalk.exchange),
 }
-_SHARE_PLAIN, _SHARE_TOOLS, _SHARE_LONG = 0.04, 0.16, 0.004
+_SHARE_PLAIN, _SHARE_SUMS, _SHARE_TOOLS, _SHARE_LONG = 0.03, 0.06, 0.16, 0.004
 _ADDRESSES = (
     "Please tell me: ",
     "Quick question: ",
@@ -120,7 +120,10 @@ def as_text(exchanges: list[Exchange], system: str) -> str:
 def document(seed: int, index: int) -> str:
     """Training text number `index`: a conversation, or now and then a few plain sentences."""
     rng = Random(f"{seed}/{index}")
-    if rng.random() < _SHARE_PLAIN:
+    chance = rng.random()
+    if chance < _SHARE_SUMS:
+        return " ".join(arithmetic.statement(rng, Split.TRAIN) for _ in range(rng.randint(4, 24))) + STOP
+    if chance < _SHARE_SUMS + _SHARE_PLAIN:
         return " ".join(facts.sentence(rng) for _ in range(rng.randint(1, 8))) + STOP
     return as_text(*conversation(rng))
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 
 from engine.demo import vocabulary
@@ -53,7 +53,7 @@ def export(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
     weights = {
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in network.state_dict().items()
     }
-    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

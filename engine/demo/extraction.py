@@ -1,6 +1,6 @@
 """Ask for the facts of a sentence as JSON. The values of an evaluation were never trained on.
 
-The request names the keys, sometimes not all of them and in any order; the answer has just these, in that order.
+The request names the keys, sometimes not all of them; the answer has just these, in the same order.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ SCENES = (
             """{name} is {age} years old and lives in {city}. | {name}, aged {age}, lives in {city}.
             My friend {name} from {city} is {age}. | {name} lives in {city} and is {age} years old.
             In {city} lives {name}, who is {age} years old. | At the age of {age}, {name} moved to {city}.
-            {name} ({age}) comes from {city}.""",
+            {name} ({age}) comes from {city}. | {name} is {age} and lives in {city}.
+            The {age} year old {name} is from {city}. | {name}, who is {age}, comes from {city}.""",
             "{name} from {city} has just turned {age}.",
             "{name} is {age} and comes from {city}. | My neighbour {name}, aged {age}, is from {city}.",
         ),
@@ -93,7 +94,9 @@ SCENES = (
             {customer} ordered {quantity} {item} and paid {price} dollars.
             For {price} dollars {customer} got {quantity} {item}.
             {quantity} {item} were sold to {customer} for {price} dollars.
-            {customer} paid {price} dollars for {quantity} {item}.""",
+            {customer} paid {price} dollars for {quantity} {item}.
+            {customer} purchased {quantity} {item} for {price} dollars.
+            {customer} got {quantity} {item} and paid {price} dollars.""",
             "{customer} purchased {quantity} {item} at {price} dollars.",
             """{customer} bought {quantity} {item} and paid {price} dollars.
             {quantity} {item} were ordered by {customer} for {price} dollars.""",
@@ -105,7 +108,8 @@ SCENES = (
         phrasings(
             """{host} meets {guest} in {city} at {time}. | At {time} {host} will meet {guest} in {city}.
             {host} invited {guest} to {city} at {time}. | In {city}, {host} is waiting for {guest} at {time}.
-            {host} will see {guest} at {time} in {city}.""",
+            {host} will see {guest} at {time} in {city}. | {host} and {guest} meet in {city} at {time}.
+            {host} has an appointment with {guest} at {time} in {city}.""",
             "{host} has a meeting with {guest} in {city} at {time}.",
             "{host} will meet {guest} in {city} at {time}. | At {time} {host} meets {guest} in {city}.",
         ),
@@ -118,7 +122,9 @@ SCENES = (
             In {year} {author} wrote {title}, a book of {pages} pages.
             {author} published {title} in {year}; it has {pages} pages.
             {title} by {author} came out in {year} and has {pages} pages.
-            {title}, {pages} pages long, was written by {author} in {year}.""",
+            {title}, {pages} pages long, was written by {author} in {year}.
+            {author} is the author of {title} ({year}, {pages} pages).
+            {title} is a book by {author} from {year} with {pages} pages.""",
             "{author} is the author of {title}, which appeared in {year} with {pages} pages.",
             """{author} wrote {title} in {year}; it has {pages} pages.
             {title} by {author} was published in {year} and has {pages} pages.""",
@@ -132,7 +138,9 @@ SCENES = (
             {traveller} went from {from} to {to} and stayed {days} days.
             For {days} days {traveller} goes from {from} to {to}.
             {traveller} flew from {from} to {to} for {days} days.
-            {traveller} left {from} and spent {days} days in {to}.""",
+            {traveller} left {from} and spent {days} days in {to}.
+            {traveller} takes a trip from {from} to {to} of {days} days.
+            {traveller} travelled for {days} days from {from} to {to}.""",
             "{traveller} takes a trip of {days} days from {from} to {to}.",
             """{traveller} goes from {from} to {to} for {days} days.
             {traveller} travelled from {from} to {to} and stayed {days} days.""",
@@ -145,7 +153,12 @@ ASK = phrasings(
     Give me {keys} as JSON: {text} | {text} Return {keys} as JSON. | {text} Extract {keys} as JSON.
     Return a JSON object with {keys}: {text} | Turn this into JSON with the keys {keys}: {text}
     JSON with {keys}: {text} | {text} Give me a JSON object with {keys}.
-    Read this and answer in JSON with {keys}: {text} | {text} Write {keys} as JSON.""",
+    Read this and answer in JSON with {keys}: {text} | {text} Write {keys} as JSON.
+    Answer with JSON: {keys}. {text} | {text} I need {keys} as JSON. | What are {keys}? Answer in JSON. {text}
+    {text} Please write JSON with {keys}. | Write JSON with the keys {keys}: {text}
+    Find {keys} and return a JSON object: {text} | {text} JSON please: {keys}.
+    Please give me {keys} as JSON: {text} | Extract {keys} as a JSON object: {text}
+    Answer with a JSON object of {keys}: {text}""",
     "From this text, extract {keys} as a JSON object: {text} | {text} Answer with a JSON object: {keys}.",
     """Please extract {keys} as JSON: {text} | {text} Please return a JSON object with {keys}.
     Write a JSON object with the keys {keys}: {text}""",
@@ -182,8 +195,8 @@ def exchange(rng: Random, split: Split) -> Exchange:
     tell, ask = scene.tell.pick(rng, split), ASK.pick(rng, split)
     keys = list(record)
     if rng.random() < 0.5:
-        rng.shuffle(keys)
-        keys = keys[: rng.randint(1, len(keys))]
+        kept = rng.sample(keys, rng.randint(1, len(keys)))
+        keys = [key for key in keys if key in kept]
     question = ask.format(keys=_listed(keys), text=tell.format(**record))
     labels = tuple(_label(key, str(value)) for key, value in record.items())
     answer = json.dumps({key: record[key] for key in keys}, ensure_ascii=False)

@@ -21,7 +21,7 @@ class Task:
     ask: Phrasings
     rewrite: Callable[[list[str], str, str], str]
     shortest: int = 2
-    longest: int = 5
+    longest: int = 4
 
 
 def _replaced(words: list[str], old: str, new: str) -> str:
@@ -53,7 +53,7 @@ TASKS = (
         ),
         _replaced,
         3,
-        6,
+        5,
     ),
     Task(
         "remove",
@@ -66,7 +66,7 @@ TASKS = (
         ),
         lambda words, old, new: " ".join(word for word in words if word != old),
         3,
-        6,
+        5,
     ),
     Task(
         "first",
@@ -79,7 +79,7 @@ TASKS = (
         ),
         lambda words, old, new: words[0],
         3,
-        6,
+        5,
     ),
     Task(
         "last",
@@ -92,7 +92,7 @@ TASKS = (
         ),
         lambda words, old, new: words[-1],
         3,
-        6,
+        5,
     ),
     Task(
         "commas",
@@ -128,7 +128,7 @@ TASKS = (
         ),
         lambda words, old, new: " ".join(words),
         1,
-        6,
+        5,
     ),
     Task(
         "twice",
@@ -153,7 +153,7 @@ TASKS = (
         ),
         lambda words, old, new: " ".join([*words, new]),
         2,
-        5,
+        4,
     ),
     Task(
         "prepend",
@@ -166,7 +166,7 @@ TASKS = (
         ),
         lambda words, old, new: " ".join([new, *words]),
         2,
-        5,
+        4,
     ),
 )
 

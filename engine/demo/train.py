@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,14 +49,14 @@ class Plan:
     num_tokens: int
     """Tokens of text in a step."""
     seed: int
-    muon_rate: float = 0.02
-    adam_rate: float = 3e-3
+    muon_rate: float = 0.01
+    adam_rate: float = 1.5e-3
     warm_steps: int = 60
-    falling_share: float = 0.45
+    falling_share: float = 0.5
     max_length: int = 1024
     save_every: int = 200
-    watched: bool = True
-    """Whether validation is answered at every checkpoint."""
+    watch_every: int = 400
+    """Steps between looks at validation, which cost time; a multiple of `save_every`; 0 for never."""
 
     def rate(self, step: int) -> float:
         """The share of the full rate at a step."""
@@ -118,7 +119,7 @@ def imitation_loss(model: Network, draft: Network, batch: Batch) -> Tensor:
 
 
 class Workers:
-    """Threads that each take a part of a step's documents through the network, with one torch thread each.
+    """The calling thread and others, each taking a part of a step's documents through the network on one torch thread.
 
     They meet once a step instead of once an operation, which is a third faster on two idle cores and keeps
     its speed when the cores are shared with others.
@@ -127,7 +128,7 @@ class Workers:
     def __init__(self, network: Network, loss: Loss, marker: Marker, count: int) -> None:
         self.network, self.loss, self.marker, self.count = network, loss, marker, count
         self.parameters = list(network.parameters())
-        self.pool = ThreadPoolExecutor(count)
+        self.others = ThreadPoolExecutor(count - 1) if count > 1 else None
 
     def _part(self, documents: list[list[int]]) -> tuple[float, int, Sequence[Tensor]]:
         device = self.parameters[0].device
@@ -138,7 +139,9 @@ class Workers:
 
     def gradients(self, documents: list[list[int]]) -> float:
         """Leave the gradient of the mean loss in the parameters; returns that loss."""
-        parts = list(self.pool.map(self._part, (documents[start :: self.count] for start in range(self.count))))
+        shares = [documents[start :: self.count] for start in range(self.count)]
+        begun = self.others.map(self._part, shares[1:]) if self.others else iter(())
+        parts = [self._part(shares[0]), *begun]
         learned = sum(count for _, count, _ in parts)
         for place, parameter in enumerate(self.parameters):
             parameter.grad = sum((grads[place] for _, _, grads in parts[1:]), parts[0][2][place]) / learned
@@ -224,8 +227,8 @@ def run(
                     "num_tokens": num_tokens,
                 },
             )
-            if plan.watched:
-                shares = score(network, tokenizer, corpus.validation()).by_kind
+            if plan.watch_every and (step + 1) % plan.watch_every == 0:
+                shares = score(network, tokenizer, corpus.validation(20)).by_kind
                 print(
                     f"\n{plan.name} step {step + 1}, {num_tokens:,} tokens, {spent:,.0f} CPU seconds, validation: "
                     + "  ".join(f"{kind} {share:.0%}" for kind, share in shares.items()),
@@ -238,10 +241,13 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model and its draft, and export both.")
     parser.add_argument(
-        "--work", type=Path, default=Path("demo-training"), help="where checkpoints go (default: %(default)s)"
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "penstock-demo",
+        help="where checkpoints go (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, default=3600, help="steps of the model (default: %(default)s)")
-    parser.add_argument("--draft-steps", type=int, default=900, help="steps of the draft (default: %(default)s)")
+    parser.add_argument("--draft-steps", type=int, default=400, help="steps of the draft (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=3584, help="tokens of text in a step (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="worker threads on a CPU (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -249,7 +255,7 @@ def main() -> None:
     parser.add_argument(
         "--falling",
         type=float,
-        default=0.45,
+        default=0.5,
         help="share of the steps over which the rate falls (default: %(default)s)",
     )
     parser.add_argument("--stop-at", type=int, help="leave after this step, with a checkpoint and no export")
@@ -269,7 +275,7 @@ def main() -> None:
     export(model, tokenizer, options.out / "model" if options.out else MODEL_DIR)
     draft = Network(DRAFT_DIMENSIONS).to(device)
     draft.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
-    draft_plan = Plan("draft", options.draft_steps, options.tokens, options.seed + 1, adam_rate=2e-3, watched=False)
+    draft_plan = Plan("draft", options.draft_steps, options.tokens, options.seed + 1, adam_rate=2e-3, watch_every=0)
     run(draft_plan, draft, tokenizer, options.work, partial(imitation_loss, model), threads, None)
     export(draft, tokenizer, options.out / "draft" if options.out else DRAFT_DIR)
 

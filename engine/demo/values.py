@@ -63,13 +63,27 @@ _STARTS, _ENDS = _cut(_TOWN_STARTS), _cut(_TOWN_ENDS)
 
 
 def _made_up(rng: Random) -> str:
-    syllables = rng.choice((2, 2, 3))
+    syllables = rng.choice((1, 2, 2, 2, 2, 3))
     return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)
 
 
+def _spliced(rng: Random, pool: tuple[str, ...]) -> str:
+    """The beginning of one word and the end of another."""
+    start, end = (word.lower() for word in rng.sample(pool, 2))
+    return start[: rng.randint(1, len(start))] + end[rng.randint(1, len(end) - 1) :]
+
+
+def _any(rng: Random, pool: tuple[str, ...], ending: str = "") -> str:
+    """A listed word, or as often one that is made up."""
+    chance = rng.random()
+    if chance < 0.5:
+        return rng.choice(pool)
+    return _spliced(rng, pool) if chance < 0.75 else _made_up(rng) + ending
+
+
 def name(rng: Random, split: Split) -> str:
-    """A first name; every other one is made up."""
-    return draw(rng, split, "name", lambda r: r.choice(NAMES) if r.random() < 0.5 else _made_up(r).capitalize())
+    """A first name."""
+    return draw(rng, split, "name", lambda r: _any(r, NAMES).capitalize())
 
 
 def town(rng: Random, split: Split) -> str:
@@ -78,8 +92,8 @@ def town(rng: Random, split: Split) -> str:
 
 
 def word(rng: Random, split: Split) -> str:
-    """An everyday word; every fourth one is made up."""
-    return draw(rng, split, "word", lambda r: r.choice(WORDS) if r.random() < 0.75 else _made_up(r))
+    """A word."""
+    return draw(rng, split, "word", lambda r: _any(r, WORDS))
 
 
 def words(rng: Random, split: Split, count: int) -> list[str]:
@@ -91,8 +105,8 @@ def words(rng: Random, split: Split, count: int) -> list[str]:
 
 
 def thing(rng: Random, split: Split) -> str:
-    """Things, in the plural, that can be bought; every third one is made up."""
-    return draw(rng, split, "thing", lambda r: r.choice(THINGS) if r.random() < 0.67 else _made_up(r) + "s")
+    """Something, in the plural, that can be bought."""
+    return draw(rng, split, "thing", lambda r: _any(r, THINGS, "s"))
 
 
 def number(rng: Random, split: Split, sort: str, low: int, high: int) -> int:
