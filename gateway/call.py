@@ -80,8 +80,7 @@ class Sampling(msgspec.Struct, frozen=True):
     ignore_eos: bool = False
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """The fields we read, whatever the protocol it came in. What is not here passes through in the body untouched."""
 
     operation: Operation
@@ -91,14 +90,13 @@ class Request:
     include_usage: bool = False
     n: int = 1
     max_tokens: int | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = msgspec.field(default_factory=Sampling)
     response_format: dict[str, Json] | None = None  # None also where the caller asked for plain text
     best_of: int | None = None
     user: str | None = None
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct):
     """Tokens of one generation. `cached` is the part of `prompt` that was found in a prefix cache."""
 
     prompt: int = 0
@@ -114,8 +112,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(slots=True)
-class Event:
+class Event(msgspec.Struct):
     """One step of an answer, whatever the upstream.
 
     From an HTTP upstream whose protocol is the caller's, `raw` holds bytes to forward as they are, parsed only when
@@ -169,8 +166,7 @@ class Single:
         self._event = None
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(msgspec.Struct):
     """An answer under way. `raw` says that the events carry bytes in the caller's own protocol."""
 
     status: int
@@ -228,8 +224,7 @@ class Model:
         self.needs_ids = any(upstream.takes_ids for upstream in self.upstreams)
 
 
-@dataclass(slots=True)
-class TokenCount:
+class TokenCount(msgspec.Struct):
     """What `Bound` found: `input` is the prompts' count, or an upper bound of it where not `exact`.
 
     `output` is how many tokens each choice may bring, None where neither caller nor model says. `prompts` are the ids
@@ -242,8 +237,7 @@ class TokenCount:
     prompts: tuple[tuple[int, ...], ...] | None = None
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct):
     """One sending to one upstream. Times are loop seconds."""
 
     upstream: str

@@ -1,8 +1,9 @@
 """What is known of one request when it has ended: the one source of its metrics and of its line in the access log."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+import msgspec
 
 from gateway.call import Attempt, Operation, Usage
 
@@ -16,8 +17,7 @@ class Ending(StrEnum):
     LEFT = "left"  # the caller went away first
 
 
-@dataclass(slots=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct):
     """One request. Holds no prompt, no answer and no key. `time` is unix seconds of arrival, the rest are durations.
 
     `model` is the served model's name and None until it is resolved, so that callers cannot make up label values;
@@ -37,7 +37,7 @@ class RequestRecord:
     stream: bool = False
     duration_s: float = 0.0
     first_event_s: float | None = None  # arrival to the first event
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
     attempts: Sequence[Attempt] = ()
     bytes_in: int = 0
     bytes_out: int = 0
