@@ -21,6 +21,10 @@ class EmbeddedStore:
 
     async def apply(self, organisation: str, step: Step, now: int | None = None) -> Answer:
         """Take one step."""
+        return self.take(organisation, step, now)
+
+    def take(self, organisation: str, step: Step, now: int | None = None) -> Answer:
+        """Take one step, without having to wait."""
         book = self._books.get(organisation)
         if book is None:
             book = self._books[organisation] = Book()

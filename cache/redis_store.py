@@ -49,16 +49,16 @@ class RedisStore:
         self._tags: dict[str, str] = {}
         self._forgot: list[Callable[[], None]] = []
         self._probes = 0
-        self._topology = topology(self._has_forgotten)
+        self.topology = topology(self._has_forgotten)
 
     async def open(self) -> None:
         """Connect, as far as possible now. Raises `StoreUnavailable`."""
-        for link in self._topology.links():
+        for link in self.topology.links():
             await link.open()
 
     async def aclose(self) -> None:
         """Hang up."""
-        for link in self._topology.links():
+        for link in self.topology.links():
             await link.aclose()
 
     def on_forgotten(self, callback: Callable[[], None]) -> None:
@@ -67,7 +67,7 @@ class RedisStore:
 
     def clock(self, organisation: str) -> int:
         """Tell the clock of the organisation's server, never ahead of it."""
-        return self._topology.link(self._tag(organisation)).clock()
+        return self.topology.link(self._tag(organisation)).clock()
 
     async def apply(self, organisation: str, step: Step, now: int | None = None) -> Answer:
         """Take one step. Raises `StoreError`."""
@@ -87,7 +87,7 @@ class RedisStore:
             raise StoreMisused(f"the script answered {reply!r}", reason="refused")
         verdict, at, granted, limit_index, wait_us, shadowed, flat = self._decode(reply)
         if now is None:
-            self._topology.link(tag).learn(at)
+            self.topology.link(tag).learn(at)
         standings = tuple(zip(flat[::2], flat[1::2], strict=True))
         return Answer(Verdict(verdict), at, granted, limit_index, wait_us, tuple(shadowed), standings)
 
@@ -98,7 +98,7 @@ class RedisStore:
 
     async def complaint(self) -> str | None:
         """Say what is wrong with the server's settings for keeping quotas, if anything. Raises `StoreError`."""
-        for link in self._topology.links():
+        for link in self.topology.links():
             try:
                 reply = await link.call("INFO", "memory")
             except ErrorReply as error:
@@ -113,7 +113,7 @@ class RedisStore:
         return None
 
     async def _run(self, tag: str, num_keys: int, *words: Word) -> Reply:
-        link = self._topology.link(tag)
+        link = self.topology.link(tag)
         asking, whole, hops, broken = False, False, 0, False
         while True:
             command: tuple[Word, Word] = ("EVAL", self.script.text) if whole else ("EVALSHA", self.script.digest)
@@ -123,16 +123,16 @@ class RedisStore:
                 if error.word == "NOSCRIPT" and not whole:
                     whole = True
                     continue
-                target = self._topology.redirect(tag, error)
+                target = self.topology.redirect(tag, error)
                 hops += 1
                 if target is None or hops > MAX_HOPS:
                     raise translate(error) from error
                 link, asking = target, error.word == "ASK"
             except StoreUnavailable as error:
-                self._topology.lost(tag)
+                self.topology.lost(tag)
                 if error.reason != "lost" or broken:
                     raise
-                link, asking, broken = self._topology.link(tag), False, True
+                link, asking, broken = self.topology.link(tag), False, True
 
     def _tag(self, organisation: str) -> str:
         """Give the hash tag of an organisation: its name, or a digest where the name would break the keys' form."""

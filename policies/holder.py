@@ -130,6 +130,15 @@ class Holder:
             self.good_until = sent + self.lease_us
             self._heard = answer.now
 
+    def anew(self, rules: tuple[Rule, ...], *, begun: bool = False) -> "Holder":
+        """Give a holder of the same call for another store; with `begun`, what was used so far was paid elsewhere."""
+        holder = Holder(self.name, rules, lease_us=self.lease_us, patience_us=self.patience_us, exact=self.exact)
+        holder.input, holder.cached, holder.output = self.input, self.cached, self.output
+        if begun:
+            holder._part = self._part + 1
+            holder._from = holder.edge = self.output
+        return holder
+
     def _id(self) -> str:
         return f"{self.name}.{self._part}" if self._part else self.name
 

@@ -17,9 +17,9 @@ are free again. A holder that comes back later opens another reservation: what w
 to flow back, so it cannot pay for tokens that are produced now.
 
 A record is remembered for a while after its end; whoever sends a step says (`not_after`, on the store's clock) how long
-it is sure that no record can have been forgotten. Without a record and past that moment a step does nothing (LATE): so
-a command that sat in a frozen server's buffer charges nobody for a call that was given up long ago. Within it, a
-missing record means that the store lost its memory, and the totals put the call's share back.
+it is sure that no record can have been forgotten. Without a record and past that moment a step does nothing (LATE) but
+tell how the limits stand: so a command that sat in a frozen server's buffer charges nobody for a call that was given up
+long ago. Within it, a missing record means that the store lost its memory, and the totals put the call's share back.
 """
 
 from dataclasses import dataclass
@@ -136,7 +136,8 @@ class Book:
             record = None
         if record is None:
             if step.not_after and now > step.not_after:
-                return Answer(Verdict.LATE, now)
+                levels = [self._level(claim.limit, now) for claim in step.claims]
+                return Answer(Verdict.LATE, now, standings=_standings(levels, now))
         elif record.state is not State.CLOSED and record.keys != tuple([claim.limit.key for claim in step.claims]):
             raise ValueError(f"step {step.seq} of {step.id} lists other limits than the first")
         elif step.seq < record.seq or (step.seq > record.seq and not _takes(record.state, step)):

@@ -153,9 +153,8 @@ end
 local values = redis.call('MGET', unpack(KEYS, 2))
 local record = values[1] and cmsgpack.unpack(values[1])
 if record and record[1] ~= OPEN and now >= record[5] then record = nil end
-if not record then
-  if not_after > 0 and now > not_after then return cmsgpack.pack({LATE, now, 0, -1, 0, {}, {}}) end
-else
+local late = not record and not_after > 0 and now > not_after
+if record then
   for index = 3, record[1] == CLOSED and 0 or #KEYS do
     if record[6][index * 3 - 8] ~= KEYS[index] then
       return redis.error_reply('PENSTOCK a step lists other limits than the first')
@@ -195,6 +194,7 @@ local function reply(verdict, granted, limit, wait_us, shadowed)
   return cmsgpack.pack({verdict, now, granted, limit, wait_us, shadowed, standings})
 end
 
+if late then return reply(LATE, 0, -1, 0, {}) end
 if record and seq == record[2] then
   return reply(record[3] == NEVER and REFUSED or GRANTED, max(0, record[3]), record[4], record[7], {})
 end

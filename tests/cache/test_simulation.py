@@ -25,7 +25,7 @@ PLANTED = {
         "store(KEYS[2], {CLOSED, seq, granted, bound, now + retention, {}, 0}, retention_ms)",
         "redis.call('DEL', KEYS[2])",
     ),
-    "a late command counts": ("if not_after > 0 and now > not_after then", "if false then"),
+    "a late command counts": ("local late = not record and", "local late = false and"),
     "a limit is hit one early": ("if need > left and need > 0", "if need >= left and need > 0"),
     "a tick's refill is rounded": ("level[SPENT] - ticks * level[RATE]", "level[SPENT] - ticks * level[RATE] - 1"),
 }
