@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from gateway.record import RequestRecord
+from gateway.call import Operation
+from gateway.record import Ending, RequestRecord
+from policies.outcome import Outcome
 
 FLUSH_EVERY_S = 0.25
 CLOSE_WITHIN_S = 2.0
@@ -23,7 +25,7 @@ class AttemptLine(msgspec.Struct, omit_defaults=True):
     """One attempt as it stands in the log; times in milliseconds since the request came."""
 
     upstream: str
-    outcome: str | None
+    outcome: Outcome | None
     ms: float | None
     error: str | None = None
 
@@ -35,10 +37,10 @@ class Line(msgspec.Struct, omit_defaults=True):
     id: str
     path: str
     status: int
-    ending: str
+    ending: Ending
     ms: float
     error: str | None = None
-    operation: str | None = None
+    operation: Operation | None = None
     model: str | None = None
     asked_model: str | None = None
     tenant: str | None = None
@@ -139,7 +141,7 @@ def line_of(record: RequestRecord) -> Line:
         id=printable(record.id),
         path=printable(record.path),
         status=record.status,
-        ending=record.ending.value,
+        ending=record.ending,
         ms=round(record.duration_s * 1e3, 3),
         error=record.error,
         operation=record.operation,
@@ -156,7 +158,7 @@ def line_of(record: RequestRecord) -> Line:
         attempts=[
             AttemptLine(
                 upstream=attempt.upstream,
-                outcome=attempt.outcome.value if attempt.outcome else None,
+                outcome=attempt.outcome,
                 ms=None if attempt.ended is None else round((attempt.ended - attempt.started) * 1e3, 3),
                 error=attempt.error,
             )
@@ -167,8 +169,8 @@ def line_of(record: RequestRecord) -> Line:
 
 def printable(text: str) -> str:
     """Escape what a terminal or a log reader might obey: control characters, line separators, lone surrogates."""
+    if text.isprintable() and len(text) <= MAX_FIELD_CHARS:
+        return text
     if len(text) > MAX_FIELD_CHARS:
         text = text[:MAX_FIELD_CHARS] + "…"
-    if text.isprintable():
-        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

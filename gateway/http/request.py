@@ -272,14 +272,18 @@ def split_target(method: bytes, target: bytes) -> tuple[str, str]:
 
     Dot segments, doubled and encoded slashes stay as they are: a path is compared, never resolved.
     """
-    if target[:1] != b"/":
+    if target[:1] == b"/":
+        if b"%" not in target and b"#" not in target and target.isascii():
+            plain, _, rest = target.decode("ascii").partition("?")
+            return plain, rest
+    else:
         if target == b"*" and method == b"OPTIONS":
             return "*", ""
-        scheme, found, rest = target.partition(b"://")
+        scheme, found, after = target.partition(b"://")
         if not found or scheme.lower() not in (b"http", b"https"):
             raise Refused(400, "invalid_target", "The request's URL is neither a path nor absolute.")
-        authority = re.split(rb"[/?#]", rest, maxsplit=1)[0]
-        target = rest[len(authority) :]
+        authority = re.split(rb"[/?#]", after, maxsplit=1)[0]
+        target = after[len(authority) :]
         if target[:1] != b"/":
             target = b"/" + target
     path, _, query = target.partition(b"?")
