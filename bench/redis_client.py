@@ -66,9 +66,8 @@ async def measure(name: str, take: Take, steps: int, callers: int) -> None:
     done = steps // callers * callers
     cuts = quantiles(waits, n=100)
     wall, busy = (time.perf_counter_ns() - begin) / 1000 / done, (time.process_time_ns() - cpu) / 1000 / done
-    print(
-        f"{name:28} wait p50 {cuts[49]:7.1f}  p99 {cuts[98]:8.1f}   {callers} callers: wall {wall:6.1f}  cpu {busy:6.1f}"
-    )
+    alone = f"wait p50 {cuts[49]:7.1f}  p99 {cuts[98]:8.1f}"
+    print(f"{name:16} {alone}   {callers} callers: wall {wall:6.1f}  cpu {busy:6.1f}")
 
 
 async def run(path: Path, steps: int, callers: int) -> None:

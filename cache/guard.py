@@ -16,6 +16,7 @@ from policies.reservation import Answer, Step
 DOWN = "down"
 SILENCES = 3
 PATIENT = frozenset({"timeout", "busy"})
+ELSEWHERE = frozenset({"ask", "tryagain"})  # one slot of a cluster is on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Guard:
                 self._become(Health())
 
     def _failed(self, reason: str) -> None:
+        if reason in ELSEWHERE:
+            return
         self._silences += 1
         if self._silences >= SILENCES or reason not in PATIENT:
             self._down.set()

@@ -55,16 +55,6 @@ class Link:
                 connection.close()
             raise
 
-    async def asking(self, *words: Word) -> Reply:
-        """Send a command to where its slot is moving to just now (cluster)."""
-        connection = self._connection
-        if connection is None or connection.closed:
-            connection = await self._open()
-        permission = connection.call("ASKING")
-        command = connection.call(*words)
-        await permission
-        return await command
-
     def clock(self) -> int:
         """Tell the server's clock, never ahead of it."""
         return time.monotonic_ns() // 1000 + self._offset_us

@@ -114,11 +114,11 @@ class RedisStore:
 
     async def _run(self, tag: str, num_keys: int, *words: Word) -> Reply:
         link = self.topology.link(tag)
-        asking, whole, hops, broken = False, False, 0, False
+        whole, hops, broken = False, 0, False
         while True:
             command: tuple[Word, Word] = ("EVAL", self.script.text) if whole else ("EVALSHA", self.script.digest)
             try:
-                return await (link.asking if asking else link.call)(*command, num_keys, *words)
+                return await link.call(*command, num_keys, *words)
             except ErrorReply as error:
                 if error.word == "NOSCRIPT" and not whole:
                     whole = True
@@ -127,12 +127,12 @@ class RedisStore:
                 hops += 1
                 if target is None or hops > MAX_HOPS:
                     raise translate(error) from error
-                link, asking = target, error.word == "ASK"
+                link = target
             except StoreUnavailable as error:
                 self.topology.lost(tag)
                 if error.reason != "lost" or broken:
                     raise
-                link, asking, broken = self.topology.link(tag), False, True
+                link, broken = self.topology.link(tag), True
 
     def _tag(self, organisation: str) -> str:
         """Give the hash tag of an organisation: its name, or a digest where the name would break the keys' form."""

@@ -2,7 +2,8 @@
 
 All keys of an organisation bear its name as hash tag, so in a cluster they lie in one slot, and one script on one node
 sees all its limits. Organisations spread over the nodes; one organisation is never spread. Which node a slot is on is
-learned from the nodes' own redirections.
+learned from the nodes' own redirections. While a slot is on its way from one node to another, Redis runs no script on
+it (ASK, TRYAGAIN): its organisations are without a store until it has arrived, the others are not concerned.
 """
 
 from binascii import crc_hqx
@@ -24,7 +25,7 @@ class Topology(Protocol):
         """Give the link for a hash tag."""
 
     def redirect(self, tag: str, error: ErrorReply) -> Link | None:
-        """Follow a MOVED or ASK; None where there is nothing to follow."""
+        """Follow a MOVED; None where there is nothing to follow."""
 
     def lost(self, tag: str) -> None:
         """Learn that the tag's server did not answer."""
@@ -105,14 +106,13 @@ class Cluster:
         return self._at(address or self._seeds[self._next_seed % len(self._seeds)])
 
     def redirect(self, tag: str, error: ErrorReply) -> Link | None:
-        """Follow `MOVED 3999 host:port` for good, `ASK 3999 host:port` this once."""
+        """Follow `MOVED 3999 host:port` from now on."""
         words = str(error).split()
-        if error.word not in ("MOVED", "ASK") or len(words) != 3:
+        if error.word != "MOVED" or len(words) != 3:
             return None
         host, _, port = words[2].rpartition(":")
         address = Address(host or self._seeds[0].host, int(port))
-        if error.word == "MOVED":
-            self._slots[slot(tag)] = address
+        self._slots[slot(tag)] = address
         return self._at(address)
 
     def lost(self, tag: str) -> None:

@@ -16,13 +16,14 @@ BINARY = shutil.which("redis-server")
 class RedisServer:
     """Starts on entering; `stop`, `freeze` and `thaw` act on the process, `ask` on what it holds."""
 
-    def __init__(self, folder: Path, *settings: str, port: int = 0) -> None:
+    def __init__(self, folder: Path, *settings: str, port: int = 0, sentinel: str = "") -> None:
         if BINARY is None:
             pytest.skip("redis-server is not installed")
         self.folder = folder
         self.path = folder / "redis.sock"
         self.port = port
-        self._settings = settings
+        self.settings = settings
+        self._sentinel = sentinel  # its one line of configuration, if it is a sentinel
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -31,10 +32,11 @@ class RedisServer:
         self.path.unlink(missing_ok=True)
         place = ["--unixsocket", str(self.path), "--port", str(self.port), "--bind", "127.0.0.1"]
         where = ["--dir", str(self.folder), "--logfile", str(self.folder / "log")]
-        self._process = subprocess.Popen(
-            [BINARY, *place, "--save", "", "--maxmemory-policy", "noeviction", *where, *self._settings],
-            start_new_session=True,
-        )
+        command = [BINARY, *place, *where, "--save", "", "--maxmemory-policy", "noeviction", *self.settings]
+        if self._sentinel:
+            (self.folder / "conf").write_text(f"{self._sentinel}\n")
+            command = [BINARY, str(self.folder / "conf"), *place, *where, "--sentinel"]
+        self._process = subprocess.Popen(command, start_new_session=True)
         deadline = time.monotonic() + 30
         while True:
             try:
