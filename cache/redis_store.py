@@ -7,6 +7,7 @@ is retried here. What a server may not do with our keys is evict them: `complain
 
 import hashlib
 import re
+import secrets
 from collections.abc import Callable
 from importlib.resources import files
 
@@ -48,6 +49,7 @@ class RedisStore:
         self._decode = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, list[int], list[int]]).decode
         self._tags: dict[str, str] = {}
         self._forgot: list[Callable[[], None]] = []
+        self._probe = f"probe-{secrets.token_hex(8)}"  # nobody else's, or its steps would be taken for old ones
         self._probes = 0
         self.topology = topology(self._has_forgotten)
 
@@ -94,7 +96,7 @@ class RedisStore:
     async def probe(self) -> None:
         """Take a step that claims nothing, with everything that a step needs. Raises `StoreError`."""
         self._probes += 1
-        await self.apply(PROBE, Step(f"probe-{id(self)}", self._probes, (), lease_us=60_000_000, force=True))
+        await self.apply(PROBE, Step(self._probe, self._probes, (), lease_us=60_000_000, force=True))
 
     async def complaint(self) -> str | None:
         """Say what is wrong with the server's settings for keeping quotas, if anything. Raises `StoreError`."""

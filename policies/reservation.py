@@ -151,10 +151,6 @@ class Book:
             return Answer(verdict, now, granted, record.bound, record.wait_us, standings=_standings(levels, now))
         return self._take(step, record, levels, now)
 
-    def idle(self) -> bool:
-        """Whether nothing is held and nothing is remembered: what is left may be forgotten once it has flowed back."""
-        return not self.records
-
     def _take(self, step: Step, record: Record, levels: list[Level], now: int) -> Answer:
         granted, bound = step.want, -1
         refused, wait_us = -1, 0
