@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from cache.errors import StoreError, StoreUnavailable
 from cache.guard import DOWN, Guard
 from cache.store import Store
@@ -34,8 +36,7 @@ class Home:
         return await (self.guard or self.store).apply(organisation, step)
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """How a limit stands after a step: what is free of it, and the µs until nothing of it is spent."""
 
     limit: Limit
@@ -150,8 +151,8 @@ class Reservation:
         """Count tokens that were produced, and ask for the next slice while half of this one is left."""
         holder = self.holder
         holder.output += tokens
-        if self._home is not None and not self._final and 2 * holder.in_hand <= self._slice:
-            self._extend_soon(self._want())
+        if self._home is not None and not self._final and 2 * holder.in_hand <= self._slice and (want := self._want()):
+            self._extend_soon(want)
 
     async def more(self) -> int:
         """Wait until tokens may be produced; 0 says that there will be none: `edge` names the limit, if one it is."""

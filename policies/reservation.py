@@ -22,9 +22,10 @@ tell how the limits stand: so a command that sat in a frozen server's buffer cha
 long ago. Within it, a missing record means that the store lost its memory, and the totals put the call's share back.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappop, heappush
+
+from msgspec import Struct
 
 from policies.bucket import NEVER, Kind, Level, Limit
 
@@ -32,8 +33,7 @@ RETENTION_US = 20_000_000
 MAX_EXPIRED_A_STEP = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """What one step says of one limit: the total used, and what to hold: `base`, and `per` for each token granted."""
 
     limit: Limit
@@ -42,8 +42,7 @@ class Claim:
     per: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One step of one call. All steps of a call list the same limits in the same order, each once.
 
     `want` tokens are granted, or as many as every limit can hold; fewer than `least` is a refusal. `force` takes what
@@ -69,8 +68,7 @@ class Verdict(IntEnum):
     LATE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What became of a step, on the store's clock.
 
     `limit` is the index of the claim that refused or that cut the grant, −1 if none. `wait_us` is when to come back

@@ -1,9 +1,9 @@
 """What every store does with a step, whoever keeps the numbers."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from cache.store import Store
 from policies.bucket import NEVER, Kind, Limit

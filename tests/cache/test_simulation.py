@@ -5,9 +5,9 @@ More of it: `python -m tests.rig.quota_world --seeds 100000` and
 """
 
 import os
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from cache.redis_store import RedisStore
 from policies.reservation import Answer, Book, State, Step
