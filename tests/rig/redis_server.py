@@ -36,6 +36,8 @@ class RedisServer:
         if self._sentinel:
             (self.folder / "conf").write_text(f"{self._sentinel}\n")
             command = [BINARY, str(self.folder / "conf"), *place, *where, "--sentinel"]
+        if (leash := shutil.which("setpriv")) is not None:
+            command = [leash, "--pdeathsig", "KILL", *command]  # it dies with the tests, however they end
         self._process = subprocess.Popen(command, start_new_session=True)
         deadline = time.monotonic() + 30
         while True:
