@@ -26,6 +26,8 @@ Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | Non
 class Operation(StrEnum):
     """What is asked for; the value is OpenTelemetry's `gen_ai.operation.name`."""
 
+    __hash__ = str.__hash__  # an enum's own is written in Python
+
     CHAT = "chat"
     COMPLETION = "text_completion"
 

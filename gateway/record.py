@@ -11,6 +11,8 @@ from gateway.call import Attempt, Operation, Usage
 class Ending(StrEnum):
     """How a request ended for its caller; the value is a metrics label."""
 
+    __hash__ = str.__hash__  # an enum's own is written in Python
+
     OK = "ok"  # a whole answer
     REFUSED = "refused"  # an error status before any upstream was asked
     FAILED = "failed"  # an upstream was asked, and the caller got an error status or an error event
