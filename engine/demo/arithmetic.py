@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from random import Random
 
-from engine.demo.exchange import Exchange, assistant, phrasings, user
+from engine.demo.exchange import Exchange, assistant, user, ways
 from engine.demo.split import Split, draw
 
 KIND = "arithmetic"
 
-_ADD = phrasings(
+_ADD = ways(
     """What is {a} + {b}? | {a} + {b} | {a} + {b} = ? | What is {a} plus {b}? | How much is {a} plus {b}?
     Add {a} and {b}. | Compute {a} + {b}. | What is the sum of {a} and {b}? | Calculate {a} + {b}. | {a} plus {b}?
     What's {a} + {b}? | Add {b} to {a}. | What do you get when you add {a} and {b}? | {a}+{b} | {a}+{b}=?""",
     "Find the sum of {a} and {b}. | How much is {a} + {b}?",
     "Please add {a} and {b}. | What does {a} plus {b} make? | Work out {a} + {b}.",
 )
-_SUBTRACT = phrasings(
+_SUBTRACT = ways(
     """What is {a} - {b}? | {a} - {b} | {a} - {b} = ? | What is {a} minus {b}? | How much is {a} minus {b}?
     Compute {a} - {b}. | Subtract {b} from {a}. | Calculate {a} - {b}. | {a} minus {b}? | What's {a} - {b}?
     Take {b} away from {a}. | What is the difference between {a} and {b}? | What is left when you take {b} from {a}?
@@ -24,7 +24,7 @@ _SUBTRACT = phrasings(
     "Find the difference of {a} and {b}. | How much is {a} - {b}?",
     "Please subtract {b} from {a}. | What does {a} minus {b} make? | Work out {a} - {b}.",
 )
-_LARGER = phrasings(
+_LARGER = ways(
     """Which is larger, {a} or {b}? | Which number is larger: {a} or {b}? | Is {a} or {b} larger? | Larger: {a} or {b}?
     What is the larger of {a} and {b}? | Which is bigger, {a} or {b}? | Tell me the larger number: {a} or {b}.
     Which of {a} and {b} is larger?""",
@@ -69,7 +69,7 @@ def exchange(rng: Random, split: Split) -> Exchange:
     """Ask for one small calculation."""
     sort, sign, ask, make = rng.choices(_TASKS, (5, 5, 2))[0]
     a, b, answer = make(rng, split)
-    template = ask.pick(rng, split)
+    template = rng.choice(ask)
     question = template.format(a=a, b=b)
     return Exchange(KIND, (user(question), assistant(answer)), f"{sort}: {template}", (f"{sort}:{a}{sign}{b}",))
 

@@ -157,7 +157,7 @@ def exchanges_of(split: Split, per_kind: int, seed: int = 20) -> list[Exchange]:
 
 @cache
 def held_out(per_kind: int = 140) -> tuple[Example, ...]:
-    """The evaluation set: requests in phrasings, and with values, that no training text has. Always the same."""
+    """The evaluation set: facts in phrasings, and all else with values, that no training text has. Always the same."""
     return tuple(_example(exchange) for exchange in exchanges_of(Split.HELD_OUT, per_kind))
 
 

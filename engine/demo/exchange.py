@@ -51,11 +51,13 @@ class Phrasings:
 
 def phrasings(train: str, validation: str, held_out: str) -> Phrasings:
     """Each argument: one phrasing a line, or several in a line separated by `|`."""
+    return Phrasings(ways(train), ways(validation), ways(held_out))
 
-    def cut(text: str) -> tuple[str, ...]:
-        return tuple(part.strip() for line in text.splitlines() for part in line.split("|") if part.strip())
 
-    return Phrasings(cut(train), cut(validation), cut(held_out))
+def ways(*texts: str) -> tuple[str, ...]:
+    """Ways to ask that every split shares, where only the values must not have been trained on. Written alike."""
+    parts = (part.strip() for text in texts for line in text.splitlines() for part in line.split("|"))
+    return tuple(filter(None, parts))
 
 
 def user(text: str) -> Message:

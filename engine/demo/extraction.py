@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from engine.demo import values
-from engine.demo.exchange import Exchange, Phrasings, assistant, phrasings, user
+from engine.demo.exchange import Exchange, assistant, user, ways
 from engine.demo.split import Split
 
 KIND = "extraction"
@@ -25,7 +25,7 @@ class Scene:
 
     name: str
     make: Callable[[Random, Split], Record]
-    tell: Phrasings
+    tell: tuple[str, ...]
 
 
 def _person(rng: Random, split: Split) -> Record:
@@ -76,7 +76,7 @@ SCENES = (
     Scene(
         "person",
         _person,
-        phrasings(
+        ways(
             """{name} is {age} years old and lives in {city}. | {name}, aged {age}, lives in {city}.
             My friend {name} from {city} is {age}. | {name} lives in {city} and is {age} years old.
             In {city} lives {name}, who is {age} years old. | At the age of {age}, {name} moved to {city}.
@@ -89,7 +89,7 @@ SCENES = (
     Scene(
         "order",
         _order,
-        phrasings(
+        ways(
             """{customer} bought {quantity} {item} for {price} dollars.
             {customer} ordered {quantity} {item} and paid {price} dollars.
             For {price} dollars {customer} got {quantity} {item}.
@@ -105,7 +105,7 @@ SCENES = (
     Scene(
         "meeting",
         _meeting,
-        phrasings(
+        ways(
             """{host} meets {guest} in {city} at {time}. | At {time} {host} will meet {guest} in {city}.
             {host} invited {guest} to {city} at {time}. | In {city}, {host} is waiting for {guest} at {time}.
             {host} will see {guest} at {time} in {city}. | {host} and {guest} meet in {city} at {time}.
@@ -117,7 +117,7 @@ SCENES = (
     Scene(
         "book",
         _book,
-        phrasings(
+        ways(
             """{title} was written by {author} in {year} and has {pages} pages.
             In {year} {author} wrote {title}, a book of {pages} pages.
             {author} published {title} in {year}; it has {pages} pages.
@@ -133,7 +133,7 @@ SCENES = (
     Scene(
         "trip",
         _trip,
-        phrasings(
+        ways(
             """{traveller} travels from {from} to {to} for {days} days.
             {traveller} went from {from} to {to} and stayed {days} days.
             For {days} days {traveller} goes from {from} to {to}.
@@ -148,7 +148,7 @@ SCENES = (
     ),
 )
 
-ASK = phrasings(
+ASK = ways(
     """Extract {keys} as JSON: {text} | Extract the {keys} from this text as JSON: {text}
     Give me {keys} as JSON: {text} | {text} Return {keys} as JSON. | {text} Extract {keys} as JSON.
     Return a JSON object with {keys}: {text} | Turn this into JSON with the keys {keys}: {text}
@@ -192,7 +192,7 @@ def exchange(rng: Random, split: Split) -> Exchange:
     """Ask for some or all of a sentence's facts."""
     scene = rng.choice(SCENES)
     record = scene.make(rng, split)
-    tell, ask = scene.tell.pick(rng, split), ASK.pick(rng, split)
+    tell, ask = rng.choice(scene.tell), rng.choice(ASK)
     keys = list(record)
     if rng.random() < 0.5:
         kept = rng.sample(keys, rng.randint(1, len(keys)))

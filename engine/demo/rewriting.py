@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from engine.demo import values
-from engine.demo.exchange import Exchange, Phrasings, assistant, phrasings, user
+from engine.demo.exchange import Exchange, assistant, user, ways
 from engine.demo.split import Split
 
 KIND = "rewriting"
@@ -18,7 +18,7 @@ class Task:
     """`rewrite` gets the words, and one more word when the phrasing mentions `{new}`."""
 
     name: str
-    ask: Phrasings
+    ask: tuple[str, ...]
     rewrite: Callable[[list[str], str, str], str]
     shortest: int = 2
     longest: int = 4
@@ -31,7 +31,7 @@ def _replaced(words: list[str], old: str, new: str) -> str:
 TASKS = (
     Task(
         "reverse",
-        phrasings(
+        ways(
             """Reverse the order of these words: {text} | Reverse the words: {text}
             Write these words backwards: {text} | Put these words in reverse order: {text}
             Turn the word order around: {text} | Reverse the word order: {text}
@@ -43,7 +43,7 @@ TASKS = (
     ),
     Task(
         "replace",
-        phrasings(
+        ways(
             """Replace {old} with {new}: {text} | Replace the word {old} by {new}: {text}
             Change {old} to {new}: {text} | Put {new} instead of {old}: {text}
             In this text, replace {old} with {new}: {text} | Swap {old} for {new}: {text}
@@ -57,7 +57,7 @@ TASKS = (
     ),
     Task(
         "remove",
-        phrasings(
+        ways(
             """Remove {old}: {text} | Remove the word {old}: {text} | Delete {old} from this text: {text}
             Leave out {old}: {text} | Take out the word {old}: {text} | Drop {old} from these words: {text}
             Write this without {old}: {text} | {text} - remove {old}""",
@@ -70,7 +70,7 @@ TASKS = (
     ),
     Task(
         "first",
-        phrasings(
+        ways(
             """What is the first word? {text} | Give me the first word: {text} | First word of: {text}
             Name the first word: {text} | Which word comes first? {text} | Write only the first word: {text}
             Tell me the first word of this: {text}""",
@@ -83,7 +83,7 @@ TASKS = (
     ),
     Task(
         "last",
-        phrasings(
+        ways(
             """What is the last word? {text} | Give me the last word: {text} | Last word of: {text}
             Name the last word: {text} | Which word comes last? {text} | Write only the last word: {text}
             Tell me the last word of this: {text}""",
@@ -96,7 +96,7 @@ TASKS = (
     ),
     Task(
         "commas",
-        phrasings(
+        ways(
             """Separate these words with commas: {text} | Put commas between these words: {text}
             Make a comma separated list: {text} | Write these words with commas: {text} | List with commas: {text}
             Join these words with commas: {text} | {text} - separate the words with commas""",
@@ -107,7 +107,7 @@ TASKS = (
     ),
     Task(
         "hyphens",
-        phrasings(
+        ways(
             """Join these words with hyphens: {text} | Put hyphens between these words: {text}
             Connect these words with hyphens: {text} | Write these words with hyphens: {text} | Hyphenate: {text}
             Separate these words with hyphens: {text} | {text} - join the words with hyphens""",
@@ -120,7 +120,7 @@ TASKS = (
     ),
     Task(
         "repeat",
-        phrasings(
+        ways(
             """Repeat this: {text} | Repeat after me: {text} | Say: {text} | Copy these words: {text}
             Write exactly this: {text} | Say this again: {text} | Repeat these words: {text} | Please say: {text}""",
             "Echo this: {text} | Copy this text: {text}",
@@ -132,7 +132,7 @@ TASKS = (
     ),
     Task(
         "twice",
-        phrasings(
+        ways(
             """Write this twice: {text} | Say this two times: {text} | Repeat this twice: {text} | Say it twice: {text}
             Write these words two times: {text} | Two times, please: {text} | {text} - write this twice""",
             "Give me this two times: {text}",
@@ -144,7 +144,7 @@ TASKS = (
     ),
     Task(
         "append",
-        phrasings(
+        ways(
             """Add {new} at the end: {text} | Append {new}: {text} | Put {new} at the end: {text}
             Add the word {new} to the end: {text} | Write {new} after these words: {text}
             End this with {new}: {text} | {text} - add {new} at the end""",
@@ -157,7 +157,7 @@ TASKS = (
     ),
     Task(
         "prepend",
-        phrasings(
+        ways(
             """Add {new} at the beginning: {text} | Prepend {new}: {text} | Put {new} at the start: {text}
             Add the word {new} to the beginning: {text} | Write {new} before these words: {text}
             Start this with {new}: {text} | {text} - add {new} at the beginning""",
@@ -176,7 +176,7 @@ def exchange(rng: Random, split: Split) -> Exchange:
     task = rng.choice(TASKS)
     *words, new = values.words(rng, split, rng.randint(task.shortest, task.longest) + 1)
     old = rng.choice(words)
-    template = task.ask.pick(rng, split)
+    template = rng.choice(task.ask)
     question = template.format(text=" ".join(words), old=old, new=new)
     labels = tuple(f"word:{word}" for word in (*words, new))
     return Exchange(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 from engine.demo import values
-from engine.demo.exchange import Exchange, Json, Message, Phrasings, Tool, assistant, phrasings, user
+from engine.demo.exchange import Exchange, Json, Message, Tool, assistant, user, ways
 from engine.demo.split import Split
 
 KIND = "tool_calls"
@@ -47,7 +47,7 @@ class Function:
     name: str
     description: str
     arguments: Mapping[str, Sort]
-    ask: Phrasings
+    ask: tuple[str, ...]
     result: Callable[[Random], Arguments]
     reply: str
 
@@ -73,7 +73,7 @@ FUNCTIONS = (
         "get_weather",
         "Get the weather in a city",
         {"city": _TOWN},
-        phrasings(
+        ways(
             """What is the weather in {city}? | How is the weather in {city}? | Weather in {city}?
             Tell me the weather in {city}. | Is it raining in {city}? | What's the weather like in {city}?
             Get the weather for {city}. | I need the weather in {city}.""",
@@ -87,7 +87,7 @@ FUNCTIONS = (
         "get_time",
         "Get the local time in a city",
         {"city": _TOWN},
-        phrasings(
+        ways(
             """What time is it in {city}? | Tell me the time in {city}. | Time in {city}?
             What is the local time in {city}? | How late is it in {city}? | I need the time in {city}.
             What's the time in {city}?""",
@@ -101,7 +101,7 @@ FUNCTIONS = (
         "get_population",
         "Get the number of people in a city",
         {"city": _TOWN},
-        phrasings(
+        ways(
             """How many people live in {city}? | What is the population of {city}? | Population of {city}?
             How big is {city}? | Tell me the population of {city}. | How many inhabitants does {city} have?""",
             "What population does {city} have?",
@@ -114,7 +114,7 @@ FUNCTIONS = (
         "set_timer",
         "Start a timer",
         {"minutes": _count("minutes", 1, 180)},
-        phrasings(
+        ways(
             """Set a timer for {minutes} minutes. | Start a timer of {minutes} minutes.
             Timer for {minutes} minutes, please. | Remind me in {minutes} minutes. | Wake me in {minutes} minutes.
             I need a {minutes} minute timer. | Start a {minutes} minute timer. | Count down {minutes} minutes.""",
@@ -128,7 +128,7 @@ FUNCTIONS = (
         "set_heating",
         "Set the heating",
         {"degrees": _count("degrees", 5, 35)},
-        phrasings(
+        ways(
             """Set the heating to {degrees} degrees. | Turn the heating to {degrees}.
             Heat the house to {degrees} degrees. | Make it {degrees} degrees in here.
             Heating to {degrees} degrees, please. | I want {degrees} degrees in the house.""",
@@ -142,7 +142,7 @@ FUNCTIONS = (
         "send_message",
         "Send a message to a person",
         {"to": _NAME, "text": _WORD},
-        phrasings(
+        ways(
             """Send {to} the message {text}. | Send a message to {to}: {text} | Write to {to}: {text}
             Tell {to} this: {text} | Message {to}: {text} | Send {text} to {to}. | Let {to} know: {text}
             Text {to} the word {text}.""",
@@ -156,7 +156,7 @@ FUNCTIONS = (
         "call_person",
         "Call a person on the phone",
         {"name": _NAME},
-        phrasings(
+        ways(
             """Call {name}. | Phone {name}. | Give {name} a call. | Ring {name}. | I want to talk to {name}.
             Make a call to {name}. | Call {name} for me.""",
             "I would like to call {name}.",
@@ -169,7 +169,7 @@ FUNCTIONS = (
         "get_price",
         "Get the price of a product",
         {"item": _THING},
-        phrasings(
+        ways(
             """How much do {item} cost? | What is the price of {item}? | Price of {item}? | What do {item} cost?
             Tell me the price of {item}. | How expensive are {item}? | Look up the price of {item}.""",
             "What price do {item} have?",
@@ -182,7 +182,7 @@ FUNCTIONS = (
         "add_to_list",
         "Put a product on the shopping list",
         {"item": _THING, "quantity": _count("quantity", 2, 60)},
-        phrasings(
+        ways(
             """Add {quantity} {item} to my shopping list. | Put {quantity} {item} on the list.
             I need to buy {quantity} {item}. | Shopping list: {quantity} {item}.
             Write {quantity} {item} on my shopping list. | We need {quantity} {item}.""",
@@ -196,7 +196,7 @@ FUNCTIONS = (
         "book_table",
         "Book a table in a restaurant",
         {"name": _NAME, "people": _count("people", 2, 30)},
-        phrasings(
+        ways(
             """Book a table for {people} people under the name {name}. | Reserve a table for {people}, name {name}.
             I need a table for {people} people, in the name of {name}. | Table for {people} for {name}, please.
             {name} wants a table for {people} people. | Get {name} a table for {people} people.""",
@@ -211,7 +211,7 @@ FUNCTIONS = (
         "find_train",
         "Find the next train",
         {"from": _TOWN, "to": _TOWN},
-        phrasings(
+        ways(
             """Find a train from {from} to {to}. | When is the next train from {from} to {to}?
             Train from {from} to {to}? | I want to go from {from} to {to} by train.
             How do I get from {from} to {to} by train? | Next train from {from} to {to}.
@@ -226,7 +226,7 @@ FUNCTIONS = (
         "get_distance",
         "Get the distance between two cities",
         {"from": _TOWN, "to": _TOWN},
-        phrasings(
+        ways(
             """How far is it from {from} to {to}? | What is the distance from {from} to {to}?
             Distance from {from} to {to}? | How many kilometres are there from {from} to {to}?
             Tell me how far it is from {from} to {to}. | Measure the distance from {from} to {to}.""",
@@ -240,7 +240,7 @@ FUNCTIONS = (
         "create_event",
         "Put an event into the calendar",
         {"title": _WORD, "time": _TIME},
-        phrasings(
+        ways(
             """Create an event called {title} at {time}. | Put {title} into my calendar at {time}.
             Calendar: {title} at {time}. | Add {title} to the calendar at {time}. | Plan {title} for {time}.
             Make an event at {time} named {title}.""",
@@ -254,7 +254,7 @@ FUNCTIONS = (
         "find_books",
         "Find books of an author",
         {"author": _NAME},
-        phrasings(
+        ways(
             """Find books by {author}. | Which books did {author} write? | Search for books by {author}.
             Books by {author}? | Look for books by {author}. | What has {author} written?
             I want to read something by {author}.""",
@@ -322,7 +322,7 @@ _SORTS = {
     "level": _count("level", 1, 99),
     "size": _count("size", 1, 99),
 }
-_MADE_UP = phrasings(
+_MADE_UP = ways(
     """Call {function} with {arguments}. | Use {function} with {arguments}. | Please run {function} with {arguments}.
     Run {function}: {arguments} | {function}: {arguments} | Do {function} with {arguments}.""",
     "Execute {function} with {arguments}.",
@@ -383,7 +383,7 @@ def exchange(rng: Random, split: Split, box: Toolbox, answered: bool) -> Exchang
     function = rng.choice(box.functions)
     arguments: Arguments = {key: sort.make(rng, split) for key, sort in function.arguments.items()}
     labels = tuple(f"{sort.label}:{str(arguments[key]).lower()}" for key, sort in function.arguments.items())
-    template = function.ask.pick(rng, split)
+    template = rng.choice(function.ask)
     listed = " and ".join(f"{key} {value}" for key, value in arguments.items())
     question = template.format(**{"function": function.name, "arguments": listed, **arguments})
     messages: tuple[Message, ...] = (user(question), call(function.name, arguments))

@@ -246,8 +246,8 @@ def main() -> None:
         default=Path(tempfile.gettempdir()) / "penstock-demo",
         help="where checkpoints go (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=3600, help="steps of the model (default: %(default)s)")
-    parser.add_argument("--draft-steps", type=int, default=400, help="steps of the draft (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5900, help="steps of the model (default: %(default)s)")
+    parser.add_argument("--draft-steps", type=int, default=850, help="steps of the draft (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=3584, help="tokens of text in a step (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="worker threads on a CPU (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -125,13 +125,12 @@ def test_what_is_shipped_is_small() -> None:
 
 
 def test_the_model_answers_as_well_as_its_card_says() -> None:
-    """Floors a little under the card's figures, not the goal, which rewriting does not reach yet."""
-    examples = corpus.held_out()[:150]
-    report, result = measure(MODEL_DIR, None, examples)
+    """Floors three or four answers a kind under the card's figures: another processor may round a near tie away."""
+    report, result = measure(MODEL_DIR, None, corpus.held_out())
 
-    assert report.exact >= 0.75, result.wrong
-    assert min(report.by_kind.values()) >= 0.40, report.by_kind
-    assert report.perplexity < 1.2
+    assert report.exact >= 0.85, result.wrong
+    assert min(report.by_kind.values()) >= 0.68, report.by_kind
+    assert report.perplexity < 1.1
 
 
 def test_the_draft_guesses_what_the_model_says() -> None:
