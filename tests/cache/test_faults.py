@@ -101,7 +101,8 @@ async def test_a_frozen_redis_is_given_up_and_charges_nobody_when_it_thaws(serve
         server.freeze()
         health = await until_down(redis)
 
-        assert health == Health(up=False, reason="timeout")
+        assert not health.up
+        assert health.reason in ("timeout", "connect")  # silence, or after it a connection that nobody takes up
         async with redis.ledger.reserve(LOCAL, "local", input_tokens=10, max_output=5) as reservation:
             assert reservation.degraded
             assert reservation.room() == 5
