@@ -6,13 +6,13 @@ request's cost here.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
+from gateway.scope import Scope
 from policies.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class Call:
     headers: dict[bytes, bytes]  # as received, names lower-case
     request: Request
     deadline: float  # loop seconds
-    scope: AsyncExitStack  # what a stage acquires it enters here; released last-in first-out
+    scope: Scope  # what a stage acquires it enters here; released last-in first-out
     tenant: Tenant = field(init=False)  # authenticate
     model: Model = field(init=False)  # resolve
     tokens: TokenCount = field(init=False)  # bound

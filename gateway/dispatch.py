@@ -58,7 +58,7 @@ class Dispatch:
             attempt = Attempt(upstream.name, self._clock())
             call.attempts.append(attempt)
             running = Running(attempt, upstream.lease(), self._vacancy, call.generation, self._clock)
-            call.generation.scope.push_async_exit(running)
+            call.generation.scope.push(running)
             try:
                 return await running.begin(upstream, call)
             except UpstreamError as error:

@@ -8,7 +8,7 @@ The call's scope is unwound before an error is told, so that whatever the call h
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 
 from gateway.call import Call, Handler, Reply
 from gateway.errors import GatewayError
@@ -16,6 +16,7 @@ from gateway.http.message import Responder
 from gateway.protocols.dialect import Dialect
 from gateway.protocols.fields import require_json
 from gateway.routes import Visit
+from gateway.scope import Scope
 
 # Proxies in front of us must not gather a stream's events.
 STREAM_HEADERS = (
@@ -43,7 +44,7 @@ class CallEndpoint:
         require_json(request.headers.get(b"content-type"))
         asked = self._dialect.decode(request.body)
         try:
-            async with AsyncExitStack() as scope:
+            async with Scope() as scope:
                 call = Call(
                     visit.id,
                     request.path,

@@ -11,10 +11,10 @@ gives the generation a task that owns the scope, appends each event to `emitted`
 subscribe; the last reader's leaving cancels that task, at once or after the grace that policy grants.
 """
 
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from gateway.call import Call, FinishReason, Usage
+from gateway.scope import Scope
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class Generation:
     """The state of one generation. `deadline` is in loop seconds."""
 
     deadline: float
-    scope: AsyncExitStack = field(default_factory=AsyncExitStack)
+    scope: Scope = field(default_factory=Scope)
     usage: Usage | None = None  # dispatch: None until the upstream has said it
     emitted: dict[int, list[int]] = field(default_factory=dict)  # dispatch: per choice, the token ids sent so far
     finishes: dict[int, FinishReason] = field(default_factory=dict)  # dispatch: per choice, once it has ended

@@ -13,5 +13,5 @@ class Generate:
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
         generation = call.generation = Generation(deadline=call.deadline)
-        call.scope.push_async_exit(generation.scope)
+        call.scope.push(generation.scope)
         return await inner(call)

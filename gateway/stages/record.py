@@ -48,21 +48,31 @@ class Record:
     def ended(self, call: Call, status: int, error: BaseException | None) -> None:
         """Report a call."""
         self._in_flight.in_flight -= 1
-        record = RequestRecord(call.id, 0.0, call.path)
         request, attempts = call.request, call.attempts
-        record.operation = request.operation
-        record.asked_model = request.model
-        record.stream = request.stream
-        record.tenant = call.tenant.id if hasattr(call, "tenant") else None
-        record.model = call.model.name if hasattr(call, "model") else None
-        record.usage = usage_of(call)
-        record.attempts = attempts
-        record.bytes_in = len(call.body)
-        record.bytes_out = call.sent_bytes
-        if attempts and attempts[-1].first_event is not None:
-            record.first_event_s = attempts[-1].first_event - call.received
-        record.status, record.ending, record.error = judge(status, error, asked=bool(attempts))
-        self._report(record, call.received)
+        status, ending, label = judge(status, error, asked=bool(attempts))
+        first_event = attempts[-1].first_event if attempts else None
+        duration_s = self._clock() - call.received
+        record = RequestRecord(
+            id=call.id,
+            time=time.time() - duration_s,
+            path=call.path,
+            status=status,
+            ending=ending,
+            error=label,
+            operation=request.operation,
+            asked_model=request.model,
+            model=call.model.name if hasattr(call, "model") else None,
+            tenant=call.tenant.id if hasattr(call, "tenant") else None,
+            stream=request.stream,
+            duration_s=duration_s,
+            first_event_s=None if first_event is None else first_event - call.received,
+            usage=usage_of(call),
+            attempts=attempts,
+            bytes_in=len(call.body),
+            bytes_out=call.sent_bytes,
+        )
+        for sink in self._sinks:
+            sink(record)
 
     def answered(
         self,
@@ -74,17 +84,18 @@ class Record:
         error: GatewayError | None = None,
     ) -> None:
         """Report an exchange that never became a call: an unknown route, a broken body, a list of models."""
-        record = RequestRecord(request_id, 0.0, request.path, status=status)
-        if error is not None:
-            record.ending = Ending.REFUSED
-            record.error = error.label
-        record.bytes_in = len(request.body)
-        record.bytes_out = sent_bytes
-        self._report(record, received)
-
-    def _report(self, record: RequestRecord, received: float) -> None:
-        record.duration_s = self._clock() - received
-        record.time = time.time() - record.duration_s
+        duration_s = self._clock() - received
+        record = RequestRecord(
+            id=request_id,
+            time=time.time() - duration_s,
+            path=request.path,
+            status=status,
+            ending=Ending.OK if error is None else Ending.REFUSED,
+            error=None if error is None else error.label,
+            duration_s=duration_s,
+            bytes_in=len(request.body),
+            bytes_out=sent_bytes,
+        )
         for sink in self._sinks:
             sink(record)
 
@@ -99,10 +110,7 @@ class Recording:
         self._call = call
         self.status = 0
 
-    def __enter__(self) -> "Recording":
-        return self
-
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._record.ended(self._call, self.status, error)

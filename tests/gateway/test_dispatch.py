@@ -1,7 +1,7 @@
 """Attempts: where they are sent, how they end, and that nothing of them stays behind."""
 
 import asyncio
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 
 import pytest
 
@@ -18,6 +18,7 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.generation import Generation
+from gateway.scope import Scope
 from gateway.vacancy import Vacancy
 from policies.outcome import Outcome
 from tests.rig.in_process import END, WORDS, InProcess
@@ -28,9 +29,9 @@ RESET = UpstreamError("reset", kind=UpstreamFailure.RESET)
 
 def call_to(*upstreams: InProcess) -> Call:
     request = Request(Operation.CHAT, "m", ChatPrompt([{"role": "user", "content": "hi"}]))
-    call = Call("id", "/", 0.0, b"{}", {}, request, 1e9, AsyncExitStack())
+    call = Call("id", "/", 0.0, b"{}", {}, request, 1e9, Scope())
     call.generation = Generation(1e9)
-    call.scope.push_async_exit(call.generation.scope)
+    call.scope.push(call.generation.scope)
     call.route = upstreams
     return call
 

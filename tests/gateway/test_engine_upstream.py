@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from gateway.call import (
 )
 from gateway.config import EngineModel
 from gateway.errors import BadRequest, ContextTooLong, GatewayError, Overloaded, UpstreamError, UpstreamFailure
+from gateway.scope import Scope
 from gateway.upstreams.engine import CannotLoad, EngineUpstream, translate
 from tests.tiny_model import tiny_model_dir
 
@@ -73,7 +74,7 @@ class Calls:
         now = time.monotonic()
         prompt = TextPrompt(prompts or (PROMPT,))
         request = Request(Operation.COMPLETION, "local", prompt, n=n, max_tokens=max_tokens, sampling=sampling)
-        call = Call(f"call{self._made}", "/v1/completions", now, b"{}", {}, request, now + 60, AsyncExitStack())
+        call = Call(f"call{self._made}", "/v1/completions", now, b"{}", {}, request, now + 60, Scope())
         call.tenant = tenant or Tenant("somebody", b"salt")
         call.model = Model("local", (upstream,), 0, "tests", "fp", encoder=upstream.prompts)
         ids = upstream.prompts.encode(prompt)

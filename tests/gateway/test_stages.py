@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
@@ -34,6 +33,7 @@ from gateway.errors import (
 from gateway.generation import Generation
 from gateway.keys import ApiKey, Keyring, tenant_named
 from gateway.record import Ending, RequestRecord
+from gateway.scope import Scope
 from gateway.stages.admit import Admit
 from gateway.stages.authenticate import ANYBODY, Authenticate
 from gateway.stages.bound import Bound
@@ -50,7 +50,7 @@ CHAT = ChatPrompt([{"role": "user", "content": "hi"}])
 
 def call(headers: dict[bytes, bytes] | None = None, body: bytes = b"{}", **fields: object) -> Call:
     request = Request(Operation.CHAT, "m", CHAT, **fields)  # type: ignore[arg-type]
-    return Call("id", "/v1/chat/completions", 0.0, body, headers or {}, request, 1e9, AsyncExitStack())
+    return Call("id", "/v1/chat/completions", 0.0, body, headers or {}, request, 1e9, Scope())
 
 
 async def empty() -> AsyncGenerator[Event, None]:
@@ -277,12 +277,23 @@ def test_the_encoder_of_these_tests_is_one_as_far_as_they_go() -> None:
 # Generate
 
 
+class Leaving:
+    """A context that writes down when it is left."""
+
+    def __init__(self, order: list[str], name: str) -> None:
+        self.order = order
+        self.name = name
+
+    async def __aexit__(self, *_: object) -> None:
+        self.order.append(self.name)
+
+
 async def test_a_generations_scope_ends_with_the_calls() -> None:
     asked, order = call(), list[str]()
-    asked.scope.callback(order.append, "call")
+    asked.scope.push(Leaving(order, "call"))
 
     await Generate()(asked, answer)
-    asked.generation.scope.callback(order.append, "generation")
+    asked.generation.scope.push(Leaving(order, "generation"))
     async with asked.scope:
         assert isinstance(asked.generation, Generation)
         assert order == []
