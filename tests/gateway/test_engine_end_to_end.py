@@ -24,7 +24,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "extra_body": {"ignore_eos": True}}
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_dir(tmp_path_factory.mktemp("model") / "tiny", hidden_size=32, num_layers=1, max_positions=256)
+    return tiny_model_dir(tmp_path_factory.mktemp("model") / "tiny", hidden_size=32, num_layers=1, max_positions=4096)
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ async def test_a_stop_string_ends_the_answer_and_is_not_in_it(client: AsyncOpenA
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"max_tokens": 256}, "messages"),
-        ({"messages": [{"role": "user", "content": "fox " * 300}]}, "messages"),
+        ({"max_tokens": 4096}, "messages"),
+        ({"messages": [{"role": "user", "content": "fox " * 5000}]}, "messages"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"100000": 1}}, "logit_bias"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice"),
@@ -156,7 +156,7 @@ async def test_two_hundred_streams_end_exactly_once_each_and_the_aborted_free_th
     baseline = Baseline()
 
     async def read(number: int) -> bytes:
-        asked = {"stream": True, "max_tokens": 200 if number % 4 == 3 else 12, "ignore_eos": True, "temperature": 0}
+        asked = {"stream": True, "max_tokens": 4000 if number % 4 == 3 else 12, "ignore_eos": True, "temperature": 0}
         content = f"The fox number {number % 7}"
         caller = await Caller.ask(gateway, messages=[{"role": "user", "content": content}], **asked)
         if number % 4 == 3:
@@ -176,7 +176,7 @@ async def test_two_hundred_streams_end_exactly_once_each_and_the_aborted_free_th
     endings = [record.ending for record in gateway.records]
     assert (endings.count(Ending.OK), endings.count(Ending.LEFT)) == (150, 50)
     assert all(record.usage.completion == 12 for record in gateway.records if record.ending is Ending.OK)
-    assert all(0 < record.usage.completion < 200 for record in gateway.records if record.ending is Ending.LEFT)
+    assert all(0 < record.usage.completion < 4000 for record in gateway.records if record.ending is Ending.LEFT)
     await idle(engine)
     await baseline.returns()
     assert gateway.metrics.in_flight == 0
