@@ -1,8 +1,9 @@
 """The access log: one JSON line a request, written beside the event loop and never by it.
 
-A line is encoded when its request ends (5 µs) and joins a buffer. A timer, armed only while the buffer holds something,
-hands the buffer to a thread, so that a slow disk or a full pipe stalls nobody. When the thread falls behind by more
-than `max_buffer_bytes`, further lines are dropped and counted. Prompts, answers and keys are not in a record.
+Lines are encoded a batch at a time (one among other work costs 5 µs, in a row each costs 3) and join a buffer. A timer,
+armed only while something waits, hands the buffer to a thread, so that a slow disk or a full pipe stalls nobody. When
+the thread falls behind by more than `max_buffer_bytes`, further lines are dropped and counted. Prompts, answers and
+keys are not in a record.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from gateway.record import Ending, RequestRecord
 from policies.outcome import Outcome
 
 FLUSH_EVERY_S = 0.25
+BATCH = 64  # lines encoded in a row, in 0.2 ms
 CLOSE_WITHIN_S = 2.0
 MAX_FIELD_CHARS = 256
 
@@ -63,6 +65,7 @@ class AccessLog:
         self._owned = owned
         self._max_buffer_bytes = max_buffer_bytes
         self._encoder = msgspec.json.Encoder()
+        self._records: list[RequestRecord] = []  # not yet encoded
         self._lines: list[bytes] = []
         self._buffered = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -76,12 +79,9 @@ class AccessLog:
 
     def write(self, record: RequestRecord) -> None:
         """Take a finished request; its line is on its way within `FLUSH_EVERY_S`. Call on the event loop."""
-        line = self._encoder.encode(line_of(record))
-        if self._buffered + len(line) > self._max_buffer_bytes:
-            self.dropped += 1
-            return
-        self._lines.append(line)
-        self._buffered += len(line) + 1
+        self._records.append(record)
+        if len(self._records) == BATCH:
+            self._encode()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_EVERY_S, self._flush)
 
@@ -92,6 +92,7 @@ class AccessLog:
             self._timer = None
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=CLOSE_WITHIN_S)
+        self._encode()
         if self._writing is None and self._lines:
             self._start_writing()
             assert self._writing is not None
@@ -101,8 +102,19 @@ class AccessLog:
         if self._owned and not stuck:
             os.close(self._descriptor)
 
+    def _encode(self) -> None:
+        records, self._records = self._records, []
+        for record in records:
+            line = self._encoder.encode(line_of(record))
+            if self._buffered + len(line) > self._max_buffer_bytes:
+                self.dropped += 1
+            else:
+                self._lines.append(line)
+                self._buffered += len(line) + 1
+
     def _flush(self) -> None:
         self._timer = None
+        self._encode()
         if self._writing is None and self._lines:
             self._start_writing()
 

@@ -17,6 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from gateway.record import RequestRecord
 
+BATCH = 64  # requests counted in a row
+
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 # Seconds. Time to first token: OpenTelemetry's GenAI bounds, with longer queues on top. Between tokens: a small model
@@ -85,6 +87,7 @@ class Metrics:
 
     def __init__(self, version: str) -> None:
         self.in_flight = 0
+        self._finished: list[RequestRecord] = []  # not yet counted
         self._requests: dict[tuple[str, str, int, str], int] = {}
         self._errors: dict[str, int] = {}
         self._models: dict[tuple[str, str], ModelNumbers] = {}
@@ -97,7 +100,17 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def observe(self, record: RequestRecord) -> None:
-        """Count a finished request; about 2 µs."""
+        """Take a finished request. It is counted with others, in a row, or when somebody looks: that costs a third."""
+        self._finished.append(record)
+        if len(self._finished) == BATCH:
+            self._count_finished()
+
+    def _count_finished(self) -> None:
+        finished, self._finished = self._finished, []
+        for record in finished:
+            self._count(record)
+
+    def _count(self, record: RequestRecord) -> None:
         model = record.model or ""
         operation = record.operation or ""
         key = (model, operation, record.status, record.ending)
@@ -134,6 +147,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Give everything in Prometheus' text format."""
+        self._count_finished()
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
