@@ -97,7 +97,7 @@ class Client:
             try:
                 await response.head()
             except ConnectionReset as error:
-                if idempotent and error.reused:
+                if error.reused and (idempotent or not error.sent):
                     continue  # each round uses up a kept connection, so it ends
                 raise
             except BaseException:

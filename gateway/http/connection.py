@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 from gateway.http.alarm import Alarm
 from gateway.http.exchange import Exchange
 from gateway.http.message import HttpRequest
+from gateway.http.outbox import Outbox
 from gateway.http.refusal import Refused, error_body
 from gateway.http.request import RequestReader
 
@@ -52,20 +53,24 @@ class Connection(asyncio.Protocol):
         "_flushed",
         "_lingering",
         "_loop",
+        "_outbox",
         "_paused",
         "_reader",
         "_server",
         "_since",
         "_transport",
+        "_unsent",
+        "_unsent_bytes",
         "_writable",
         "_written",
         "congested",
         "ending",
     )
 
-    def __init__(self, server: "Server", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: "Server", loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         self._server = server
         self._loop = loop
+        self._outbox = outbox
         self._transport: asyncio.Transport
         self._reader: RequestReader
         self._alarm = Alarm(loop, self._ring)
@@ -74,6 +79,8 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None  # the answer under way
         self._paused = False
         self._writable: asyncio.Future[None] | None = None  # whom `resume_writing` wakes
+        self._unsent: list[bytes] = []  # gathered for the outbox
+        self._unsent_bytes = 0
         self._written = 0
         self._flushed = 0  # at the last look of the STALL clock
         self._lingering = False  # input is swallowed for a while after the last answer
@@ -128,6 +135,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the application whose client has left, unless its answer was complete."""
         self.ending = True
+        self._unsent.clear()
         self._alarm.close()
         self._leave()
         self._server.forget(self)
@@ -140,9 +148,23 @@ class Connection(asyncio.Protocol):
         return self._server.draining
 
     def send(self, data: bytes) -> None:
-        """Write, unless the client is gone."""
-        self._written += len(data)
-        self._transport.write(data)
+        """Write at the end of this pass of the loop."""
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if len(self._unsent) == 1:
+            self._outbox.add(self)
+        elif self._unsent_bytes > self._server.limits.write_buffer_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what `send` has gathered."""
+        unsent = self._unsent
+        if unsent:
+            data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            unsent.clear()
+            self._written += self._unsent_bytes
+            self._unsent_bytes = 0
+            self._transport.write(data)
 
     def answered(self, exchange: Exchange) -> None:
         """Go on after a complete answer: close, or begin the next request."""
@@ -164,6 +186,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
         self.ending = True
+        self._unsent.clear()
         self._transport.abort()
 
     # What the server calls
@@ -270,6 +293,7 @@ class Connection(asyncio.Protocol):
         if self.ending:
             return
         self.ending = True
+        self.flush()
         limits = self._server.limits
         self._flushed = self._written - self._transport.get_write_buffer_size()
         if self._lingering:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gateway.http.errors import ConnectFailed, ConnectTimeout, DeadlinePassed, PoolTimeout
 from gateway.http.origin import Origin
+from gateway.http.outbox import Outbox
 from gateway.http.upstream_connection import UpstreamConnection
 
 
@@ -37,6 +38,7 @@ class Pool:
         self._connections: set[UpstreamConnection] = set()
         self._waiters: deque[asyncio.Future[UpstreamConnection | None]] = deque()
         self._expiry: asyncio.TimerHandle | None = None
+        self._outbox: Outbox | None = None
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None  # whom `aclose` waits for
 
@@ -149,7 +151,9 @@ class Pool:
         loop = asyncio.get_running_loop()
         origin, context = self.origin, self._ssl_context
         until = loop.time() + connect_s
-        connection = UpstreamConnection(self, loop)
+        if self._outbox is None:
+            self._outbox = Outbox(loop)
+        connection = UpstreamConnection(self, loop, self._outbox)
         made = False
         try:
             async with asyncio.timeout_at(min(until, deadline)):

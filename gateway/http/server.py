@@ -7,6 +7,7 @@ import ssl
 from gateway.http.connection import Connection
 from gateway.http.limits import ServerLimits
 from gateway.http.message import Application
+from gateway.http.outbox import Outbox
 
 
 class Server:
@@ -39,9 +40,10 @@ class Server:
     async def start(self, sock: socket.socket) -> None:
         """Accept on a bound socket; it is ours from here on. May be called for several."""
         loop = asyncio.get_running_loop()
+        outbox = Outbox(loop)
         self._listeners.append(
             await loop.create_server(
-                lambda: Connection(self, loop),
+                lambda: Connection(self, loop, outbox),
                 sock=sock,
                 backlog=4096,
                 ssl=self._ssl_context,

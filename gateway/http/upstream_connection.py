@@ -18,6 +18,7 @@ from gateway.http.errors import (
     FirstChunkTimeout,
     TransportError,
 )
+from gateway.http.outbox import Outbox
 from gateway.http.response import Response, Timeouts
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_head_seen",
         "_informational",
         "_loop",
+        "_outbox",
         "_parser",
         "_paused",
         "_pieces",
@@ -50,15 +52,18 @@ class UpstreamConnection(asyncio.Protocol):
         "_reusable",
         "_timeouts",
         "_transport",
+        "_unsent",
         "_until_close",
         "born",
         "idle_since",
         "lost",
     )
 
-    def __init__(self, pool: "Pool", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pool: "Pool", loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         self._pool = pool
         self._loop = loop
+        self._outbox = outbox
+        self._unsent: bytes | None = None  # a request gathered for the outbox
         self._transport: asyncio.Transport | None = None
         self._parser = HttpResponseParser(self)
         self._alarm = Alarm(loop, self._ring)
@@ -101,8 +106,15 @@ class UpstreamConnection(asyncio.Protocol):
         self._begun = self._head_seen = self._complete = self._until_close = False
         self._head_bytes = 0
         self._alarm.set(min(self._loop.time() + timeouts.first_chunk_s, deadline))
-        self._transport.write(request)
+        self._unsent = request
+        self._outbox.add(self)
         return response
+
+    def flush(self) -> None:
+        """Write the request, unless the connection has come to its end meanwhile: then nothing of it is sent."""
+        if self._unsent is not None and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._unsent)
+            self._unsent = None
 
     def resume(self) -> None:
         """Read on: the answer's reader has caught up."""
@@ -115,6 +127,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Close at once. An answer that is under way is its reader's no more."""
         self.lost = True
         self._response = None
+        self._unsent = None
         self._alarm.close()
         if self._transport is not None:
             self._transport.abort()
@@ -134,6 +147,10 @@ class UpstreamConnection(asyncio.Protocol):
         response = self._response
         if response is None:
             self.abort()  # nobody asked
+            return
+        if self._unsent is not None:
+            message = f"{self._pool.origin} spoke before it was asked"
+            self._fail(ConnectionReset(message, sent=False, reused=self._requests > 1))
             return
         self._begun = True
         try:
@@ -189,7 +206,8 @@ class UpstreamConnection(asyncio.Protocol):
             how = "reset the connection" if exc is not None else "closed the connection"
             when = "before its answer was whole" if self._begun else "before it answered"
             reused = self._requests > 1 and not self._begun
-            self._fail(ConnectionReset(f"{self._pool.origin} {how} {when}", sent=True, reused=reused))
+            sent = self._unsent is None
+            self._fail(ConnectionReset(f"{self._pool.origin} {how} {when}", sent=sent, reused=reused))
 
     # What the parser calls
 

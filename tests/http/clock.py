@@ -20,6 +20,7 @@ class FakeLoop:
         self.now = 0.0
         self.timers: list[Timer] = []
         self.made = 0
+        self.soon: list[Callable[[], None]] = []
 
     def time(self) -> float:
         return self.now
@@ -28,6 +29,15 @@ class FakeLoop:
         self.made += 1
         self.timers.append(Timer(when, callback))
         return self.timers[-1]
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+    def run(self) -> None:
+        """End this pass of the loop."""
+        soon, self.soon = self.soon, []
+        for callback in soon:
+            callback()
 
     def advance(self, now: float) -> None:
         while due := [timer for timer in self.timers if timer.when <= now and not timer.cancelled]:

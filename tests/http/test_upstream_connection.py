@@ -5,14 +5,23 @@ from typing import cast
 
 import pytest
 
-from gateway.http.errors import BadResponse, BetweenTimeout, DeadlinePassed, FirstChunkTimeout, TransportError
+from gateway.http.errors import (
+    BadResponse,
+    BetweenTimeout,
+    ConnectionReset,
+    DeadlinePassed,
+    FirstChunkTimeout,
+    TransportError,
+)
 from gateway.http.origin import Origin
+from gateway.http.outbox import Outbox
 from gateway.http.pool import Pool, PoolLimits
 from gateway.http.response import Response, Timeouts
 from gateway.http.upstream_connection import UpstreamConnection
 
 from .clock import FakeLoop
 
+REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 CLOCKS = Timeouts(connect_s=1.0, first_chunk_s=60.0, between_s=30.0)
 
 
@@ -23,12 +32,16 @@ class Wire:
         self.written = b""
         self.reading = True
         self.aborted = False
+        self.closing = False
 
     def write(self, data: bytes) -> None:
         self.written += data
 
     def abort(self) -> None:
         self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closing
 
     def pause_reading(self) -> None:
         assert self.reading
@@ -46,12 +59,16 @@ class Rig:
         self.pool = Pool(Origin.parse("http://upstream"), limits or PoolLimits(), None)
         self.wire = Wire()
         self.clock = FakeLoop()
-        self.connection = UpstreamConnection(self.pool, cast(asyncio.AbstractEventLoop, self.clock))
+        loop = cast(asyncio.AbstractEventLoop, self.clock)
+        self.connection = UpstreamConnection(self.pool, loop, Outbox(loop))
         self.connection.connection_made(cast(asyncio.Transport, self.wire))
         self.response = self.begin()
 
-    def begin(self) -> Response:
-        return self.connection.begin(b"GET / HTTP/1.1\r\n\r\n", head_only=False, timeouts=CLOCKS, deadline=1000.0)
+    def begin(self, *, send: bool = True) -> Response:
+        response = self.connection.begin(REQUEST, head_only=False, timeouts=CLOCKS, deadline=1000.0)
+        if send:
+            self.clock.run()
+        return response
 
     async def result(self) -> tuple[int, list[tuple[bytes, bytes]], bytes, bool]:
         await self.response.head()
@@ -221,3 +238,50 @@ async def test_no_clock_runs_while_idle_and_each_request_starts_anew() -> None:
     rig.clock.advance(561.0)
     with pytest.raises(FirstChunkTimeout):
         await rig.result()
+
+
+async def again() -> Rig:
+    """A rig whose connection was used and kept, and has been given a second request that is not yet written."""
+    rig = Rig()
+    rig.connection.data_received(HEAD + b"123456789")
+    assert rig.pool.reuse(0.0) is rig.connection
+    rig.response = rig.begin(send=False)
+    return rig
+
+
+async def test_a_request_is_written_at_the_end_of_the_pass() -> None:
+    rig = await again()
+    assert rig.wire.written == REQUEST
+    rig.clock.run()
+
+    assert rig.wire.written == REQUEST * 2
+    rig.connection.abort()
+
+
+async def test_what_an_upstream_closed_before_the_pass_ended_was_not_sent() -> None:
+    rig = await again()
+    rig.wire.closing = True
+    rig.clock.run()
+    rig.connection.connection_lost(None)
+
+    with pytest.raises(ConnectionReset) as caught:
+        await rig.response.head()
+    assert (caught.value.sent, caught.value.reused, rig.wire.written) == (False, True, REQUEST)
+
+
+async def test_what_an_upstream_says_before_it_was_asked_is_no_answer() -> None:
+    rig = await again()
+    rig.connection.data_received(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")
+    rig.clock.run()
+
+    with pytest.raises(ConnectionReset) as caught:
+        await rig.response.head()
+    assert (caught.value.sent, rig.wire.written, rig.wire.aborted) == (False, REQUEST, True)
+
+
+async def test_a_request_given_up_within_its_pass_is_not_sent() -> None:
+    rig = await again()
+    rig.response.close()
+    rig.clock.run()
+
+    assert (rig.wire.written, rig.wire.aborted) == (REQUEST, True)
