@@ -126,7 +126,9 @@ def litellm(upstream_port: int) -> Iterator[Target]:
         "litellm_settings: {telemetry: false, request_timeout: 600}\n"
     )
     command = (program, "--config", config, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1")
-    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "PYTHONDONTWRITEBYTECODE": ""}
+    # It refuses to start without a key; ours, so that both look one up, and it calls anything but its own form weak.
+    env = {"LITELLM_MASTER_KEY": KEY, "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
+    env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "PYTHONDONTWRITEBYTECODE": ""}
     with running("litellm", port, GATEWAY_CORE, *command, env=env, patience_s=120.0) as target:
         yield target
 

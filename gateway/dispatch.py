@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from gateway.call import Attempt, Call, Event, Events, Reply
+from gateway.call import Attempt, Call, Event, Events, Reply, Single
 from gateway.errors import GatewayError, UpstreamError, UpstreamFailure
 from gateway.generation import Generation
 from gateway.stages.admit import refusal
@@ -121,6 +121,9 @@ class Running:
             self._error = error
             raise
         self._attempt.first_event = self._clock()
+        if type(reply.events) is Single:
+            self._events = None
+            self._finished = True
         note(self._first, self._generation)
         reply.events = self
         return reply

@@ -75,8 +75,7 @@ class Pool:
         if self._closed or now - connection.born > self.limits.age_s:
             connection.abort()
             return
-        waiter = self._next_waiter()
-        if waiter is not None:
+        if self._waiters and (waiter := self._next_waiter()) is not None:
             waiter.set_result(connection)
             return
         connection.idle_since = now
