@@ -66,6 +66,7 @@ class Reservation:
 
     Count what is produced with `count`, and never produce more than `room()`; at 0, `more()` waits for the next slice
     or says that there is none, and `edge` names the limit. `usage` replaces the counts where somebody knows better.
+    Who produces on another thread reads `granted` and `good_until_us`, and sets `on_grant` to be told when they change.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class Reservation:
         "_slice",
         "edge",
         "holder",
+        "on_grant",
         "shadowed",
         "standings",
     )
@@ -106,8 +108,19 @@ class Reservation:
         self._final = False  # the last answer cut the grant: asking ahead again is of no use
         self.holder = Holder(name, rules, lease_us=ledger.lease_us, exact=exact)
         self.edge: Limit | None = None
+        self.on_grant: Callable[[], None] | None = None
         self.standings: tuple[Standing, ...] = ()
         self.shadowed: tuple[Limit, ...] = ()
+
+    @property
+    def granted(self) -> int:
+        """How many tokens of output have been granted in all; production may go on up to here."""
+        return min(self._max_output, self.holder.edge) if self._home is not None else self._max_output
+
+    @property
+    def good_until_us(self) -> int | None:
+        """Until when, on the ledger's clock (`time.monotonic()` in µs), what is granted holds; None for ever."""
+        return self.holder.good_until if self._home is not None else None
 
     @property
     def degraded(self) -> bool:
@@ -258,6 +271,8 @@ class Reservation:
         if answer.standings:
             self.standings = standings(step, answer)
             self.shadowed = tuple([step.claims[index].limit for index in answer.shadowed])
+        if self.on_grant is not None:
+            self.on_grant()
 
     def _lapse(self, home: Home) -> None:
         organisation = self._account.organisation

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.scope import Scope
 from policies.outcome import Outcome
+from policies.tenant import Tenant, Terms
 
 if TYPE_CHECKING:
     from gateway.generation import Generation
@@ -119,7 +120,8 @@ class Event(msgspec.Struct):
 
     From an HTTP upstream whose protocol is the caller's, `raw` holds bytes to forward as they are, parsed only when
     somebody asks. From the engine, `index` names the choice, `token_ids` and `text` what it gained, `finish` its end;
-    `usage` comes with the last event of all.
+    `usage` comes with the last event of all. `limit` is on an event with `finish` where a quota ended the choice, and
+    names the limit.
     """
 
     raw: bytes | None = None
@@ -129,6 +131,7 @@ class Event(msgspec.Struct):
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
     usage: Usage | None = None
+    limit: str | None = None
 
 
 class Events(Protocol):
@@ -177,14 +180,6 @@ class Reply(msgspec.Struct):
     raw: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """On whose behalf a call runs. `salt` separates what is remembered for it from everybody else's."""
-
-    id: str
-    salt: bytes = b""
-
-
 class PromptEncoder(Protocol):
     """Turns a request into the served model's own token ids: template, tools and tokenizer (`gateway/prompts.py`)."""
 
@@ -230,13 +225,15 @@ class TokenCount(msgspec.Struct):
     """What `Bound` found: `input` is the prompts' count, or an upper bound of it where not `exact`.
 
     `output` is how many tokens each choice may bring, None where neither caller nor model says. `prompts` are the ids
-    where we own the tokenizer and an upstream wants them, so that nothing is tokenised twice.
+    where we own the tokenizer and an upstream wants them, so that nothing is tokenised twice. `imposed` says that
+    `output` is the policy's doing and not the caller's, so that it has to be told to an upstream that reads the body.
     """
 
     input: int
     exact: bool
     output: int | None = None
     prompts: tuple[tuple[int, ...], ...] | None = None
+    imposed: bool = False
 
 
 class Attempt(msgspec.Struct):
@@ -264,6 +261,7 @@ class Call:
     scope: Scope  # what a stage acquires it enters here; released last-in first-out
     tenant: Tenant = field(init=False)  # authenticate
     model: Model = field(init=False)  # resolve
+    terms: Terms = field(init=False)  # resolve: what the tenant's policy says of this model
     tokens: TokenCount = field(init=False)  # bound
     generation: "Generation" = field(init=False)  # generate
     route: tuple["Upstream", ...] = field(init=False, default=())  # choose

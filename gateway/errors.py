@@ -5,6 +5,7 @@ GatewayError                  status, OpenAI `type` and `code`, the parameter at
 │   └── ContextTooLong        400 context_length_exceeded, with both numbers
 ├── Unauthenticated           401
 ├── Forbidden                 403
+├── RateLimited               429: a limit of the tenant's own, with what stands and when to come back
 ├── NotFound                  404: no such route
 │   └── ModelNotFound         404 model_not_found
 ├── MethodNotAllowed          405, with Allow
@@ -76,6 +77,14 @@ class Forbidden(GatewayError):
     status = 403
     type = "invalid_request_error"
     label = "forbidden"
+
+
+class RateLimited(GatewayError):
+    """A limit of the tenant's policy; the message names it, `headers` carry Retry-After and what is left."""
+
+    status = 429
+    type = "rate_limit_error"
+    label = "rate_limited"
 
 
 class NotFound(GatewayError):

@@ -13,6 +13,7 @@ subscribe; the last reader's leaving cancels that task, at once or after the gra
 
 from dataclasses import dataclass, field
 
+from cache.reservation import Reservation
 from gateway.call import Call, FinishReason, Usage
 from gateway.scope import Scope
 
@@ -26,6 +27,7 @@ class Generation:
     usage: Usage | None = None  # dispatch: None until the upstream has said it
     emitted: dict[int, list[int]] = field(default_factory=dict)  # dispatch: per choice, the token ids sent so far
     finishes: dict[int, FinishReason] = field(default_factory=dict)  # dispatch: per choice, once it has ended
+    reservation: Reservation | None = None  # meter: the tokens promised to it; None where no limit counts tokens
 
 
 def usage_of(call: Call) -> Usage:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from gateway.call import Tenant
+from policies.tenant import Tenant
 
 MAX_KEY_BYTES = 512
 

@@ -1,6 +1,6 @@
 """Whom a call is charged to, and what the policy says about it: made once for each key and model, then only read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from policies.holder import Rule
@@ -30,4 +30,4 @@ class Account:
 
 def shares(rules: tuple[Rule, ...], replicas: int) -> tuple[Rule, ...]:
     """Give the rules that one of so many replicas holds on its own."""
-    return tuple([Rule(rule.limit.share(replicas), rule.call, rule.input, rule.cached, rule.output) for rule in rules])
+    return tuple([replace(rule, limit=rule.limit.share(replicas)) for rule in rules])

@@ -11,9 +11,21 @@ until the settlement says what it was, because what was once called used is neve
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from policies.bucket import Kind, Limit
 from policies.reservation import RETENTION_US, Answer, Claim, Step, Verdict
+
+
+class Measure(StrEnum):
+    """What a limit counts. Costs are counted in billionths of a US dollar."""
+
+    REQUESTS = "requests"
+    CONCURRENCY = "concurrency"
+    INPUT = "input_tokens"
+    OUTPUT = "output_tokens"
+    TOKENS = "tokens"
+    COST = "cost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,7 @@ class Rule:
     input: int = 0
     cached: int = 0
     output: int = 0
+    measure: Measure = Measure.TOKENS
 
 
 class Holder:

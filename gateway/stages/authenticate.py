@@ -1,8 +1,9 @@
 """Authenticate: whose call is it?"""
 
-from gateway.call import Call, Handler, Reply, Tenant
+from gateway.call import Call, Handler, Reply
 from gateway.errors import Unauthenticated
 from gateway.keys import Keyring
+from policies.tenant import Tenant
 
 ANYBODY = Tenant("anybody")
 CHALLENGE = {"www-authenticate": "Bearer"}

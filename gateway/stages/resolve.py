@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 from gateway.call import Call, Handler, Model, Reply
-from gateway.errors import ModelNotFound
+from gateway.errors import Forbidden, ModelNotFound
 
 
 class Resolve:
-    """Refuses with 404 a name that nothing is served under. Acquires nothing.
+    """Refuses with 404 a name that nothing is served under, with 403 a model that is not the tenant's.
+
+    Acquires nothing.
 
     `models` maps every name that callers may use, aliases included, to the model behind it.
     """
@@ -17,6 +19,10 @@ class Resolve:
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
         call.model = find_model(self._models, call.request.model)
+        call.terms = call.tenant.terms(call.model.name)
+        if not call.terms.allowed:
+            message = f"The model `{call.model.name}` is not among those that this key may use."
+            raise Forbidden(message, param="model", code="model_not_allowed")
         return await inner(call)
 
 

@@ -22,7 +22,6 @@ from gateway.call import (
     Operation,
     Request,
     Sampling,
-    Tenant,
     TextPrompt,
     TokenCount,
     Usage,
@@ -31,6 +30,7 @@ from gateway.config import EngineModel
 from gateway.errors import BadRequest, ContextTooLong, GatewayError, Overloaded, UpstreamError, UpstreamFailure
 from gateway.scope import Scope
 from gateway.upstreams.engine import CannotLoad, EngineUpstream, translate
+from policies.tenant import Tenant
 from tests.tiny_model import tiny_model_dir
 
 PROMPT = "The engine reads a batch, writes the keys and values into their blocks."

@@ -14,7 +14,6 @@ from gateway.call import (
     PromptEncoder,
     Reply,
     Request,
-    Tenant,
     TextPrompt,
     TokenCount,
     compose,
@@ -42,6 +41,7 @@ from gateway.stages.generate import Generate
 from gateway.stages.record import Record
 from gateway.stages.resolve import Resolve
 from gateway.vacancy import Vacancy
+from policies.tenant import Tenant
 from tests.gateway.conftest import model
 from tests.rig.in_process import InProcess
 
@@ -145,6 +145,7 @@ def test_two_tenants_cannot_have_the_same_key() -> None:
 async def test_a_name_leads_to_its_model() -> None:
     served = model("served")
     asked = call()
+    asked.tenant = Tenant("somebody")
 
     await Resolve({"m": served})(asked, answer)
 
