@@ -14,7 +14,7 @@ from gateway.endpoints import MODELS_PATH, Exposition, Models, Probe, Tokens
 from gateway.errors import GatewayError
 from gateway.http.message import HttpRequest, Responder
 from gateway.identifier import request_id
-from gateway.keys import Keyring
+from gateway.identity.keyring import Keyring
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.protocols.chat_answer import ChatStream, ChatWhole
 from gateway.protocols.chat_request import decode_chat

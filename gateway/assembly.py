@@ -15,7 +15,7 @@ from gateway.http.client import Client
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
 from gateway.http.tls import client_context
-from gateway.keys import ApiKey, Keyring
+from gateway.identity.keyring import ApiKey, Keyring
 from gateway.loading import Loaded
 from gateway.metrics import Metrics
 from gateway.stages.record import Sink

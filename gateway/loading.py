@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.config import DEMO, Config, EngineModel, ModelConfig, UpstreamConfig
-from gateway.keys import MAX_KEY_BYTES
+from gateway.identity.keyring import MAX_KEY_BYTES
 from policies.document import DocumentError, Flaw, Mark, Problem, locate, parse
 from policies.reader import choice, read
 from policies.secret import Secret

@@ -2,7 +2,7 @@
 
 from gateway.call import Call, Handler, Reply
 from gateway.errors import Unauthenticated
-from gateway.keys import Keyring
+from gateway.identity.keyring import Keyring
 from policies.tenant import Tenant
 
 ANYBODY = Tenant("anybody")

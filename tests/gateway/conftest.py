@@ -13,7 +13,7 @@ from gateway.http.client import Client
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
 from gateway.http.server import Server
-from gateway.keys import ApiKey, Keyring
+from gateway.identity.keyring import ApiKey, Keyring
 from gateway.metrics import Metrics
 from gateway.record import RequestRecord
 from gateway.upstreams.base import Upstream as GatewayUpstream

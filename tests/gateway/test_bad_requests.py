@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from gateway.keys import ApiKey
+from gateway.identity.keyring import ApiKey
 from gateway.record import Ending
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.rig.upstream import Upstream

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.app import App, build
 from gateway.http.message import HttpRequest
-from gateway.keys import Keyring
+from gateway.identity.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.record import Ending, RequestRecord
 from tests.gateway.conftest import model

@@ -30,7 +30,7 @@ from gateway.errors import (
     UpstreamFailure,
 )
 from gateway.generation import Generation
-from gateway.keys import ApiKey, Keyring, tenant_named
+from gateway.identity.keyring import ApiKey, Keyring, tenant_named
 from gateway.record import Ending, RequestRecord
 from gateway.scope import Scope
 from gateway.stages.admit import Admit

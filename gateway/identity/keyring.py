@@ -1,4 +1,4 @@
-"""Which key belongs to which tenant.
+"""The simple `keys:` of penstock.yaml: any secret, each the key of a tenant of an organisation of its own, without limits.
 
 Keys are not kept: a keyed hash of each is, under a random key of this process, and a presented key is looked up by its
 hash. Who does not know the process's key can steer neither the hash nor the time that the look-up takes; the final
@@ -26,7 +26,8 @@ class ApiKey:
 
 def tenant_named(name: str) -> Tenant:
     """Make a tenant. Its salt follows from its name, so that what was remembered for it outlives a restart."""
-    return Tenant(name, blake2b(name.encode(), digest_size=16, person=b"penstock-salt").digest())
+    salt = blake2b(name.encode(), digest_size=16, person=b"penstock-salt").digest()
+    return Tenant(name, salt, organisation=name)
 
 
 class Keyring:
