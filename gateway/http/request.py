@@ -17,6 +17,7 @@ from httptools import (
 )
 
 from gateway.http.chunked import ChunkedBody, body_too_large
+from gateway.http.known_head import MAX_DIGITS, KnownHead, where_length_stands
 from gateway.http.limits import ServerLimits
 from gateway.http.message import HttpRequest
 from gateway.http.refusal import Refused
@@ -53,12 +54,14 @@ class RequestReader:
         "_buffer",
         "_chunked",
         "_headers",
+        "_known",
         "_limits",
         "_missing",
         "_peer",
         "_repeated",
         "_request",
         "_scanned",
+        "_strangers",
         "continue_wanted",
         "http10",
         "keep_alive",
@@ -75,6 +78,8 @@ class RequestReader:
         self._chunked: ChunkedBody | None = None
         self._headers: dict[bytes, bytes] = {}
         self._repeated: bytes | None = None
+        self._known: KnownHead | None = None  # one that may come again
+        self._strangers = 0  # heads since then that were others
         self.keep_alive = True
         self.http10 = False
         self.continue_wanted = False
@@ -128,6 +133,12 @@ class RequestReader:
         return request
 
     def _read_body(self, request: HttpRequest) -> bool:
+        buffer = self._buffer
+        if len(buffer) == self._missing and not self._body:  # it came at once, and nothing behind it
+            request.body = bytes(buffer)
+            self._buffer = b""
+            self._missing = 0
+            return True
         piece = bytes(self._buffer[: self._missing])
         self._buffer = self._buffer[len(piece) :]
         self._missing -= len(piece)
@@ -160,9 +171,46 @@ class RequestReader:
         self._buffer = buffer[end + 4 :]
         if len(head) > limits.head_bytes:
             raise self._head_too_large(head)
+        known = self._known
+        if known is not None:
+            digits = known.length_in(head)
+            if digits is not None:
+                return self._repeat(known, digits)
         if head.count(b"\r\n") > limits.headers + 2:
             raise Refused(431, "headers_too_large", f"The request has more than {limits.headers} headers.")
-        return self._parse(head)
+        request = self._parse(head)
+        self._strangers += 1
+        if self._strangers & (self._strangers - 1) == 0:  # the 1st, 2nd, 4th ...: some clients never repeat a head
+            self._remember(head, request)
+        return request
+
+    def _repeat(self, known: KnownHead, digits: bytes) -> HttpRequest:
+        """Give what a known head says, with another length."""
+        self._strangers = 0
+        self.http10 = known.http10
+        self.keep_alive = known.keep_alive
+        self._announce(digits)
+        headers = known.headers.copy()
+        headers[b"content-length"] = digits
+        return HttpRequest(known.method, known.path, known.query, headers, b"", self._peer, 0.0)
+
+    def _remember(self, head: bytes, request: HttpRequest) -> None:
+        """Keep a head that was accepted, if the next may be the same; not one that asks us to react to what came."""
+        headers = request.headers
+        digits = headers.get(b"content-length")
+        if digits is not None and b"expect" not in headers:
+            at = where_length_stands(head, digits)
+            if at > 0:
+                self._known = KnownHead(
+                    head[:at],
+                    head[at + len(digits) :],
+                    request.method,
+                    request.path,
+                    request.query,
+                    headers.copy(),
+                    self.http10,
+                    self.keep_alive,
+                )
 
     def _head_too_large(self, head: bytes) -> Refused:
         line = head.partition(b"\r\n")[0]
@@ -236,8 +284,13 @@ class RequestReader:
         if b"upgrade" in options and headers.get(b"upgrade", b"").lower() == b"websocket":
             raise Refused(400, "upgrade_not_supported", "WebSocket connections are not served here.")
 
+    def _announce(self, digits: bytes) -> None:
+        """Await a body of that length. Raises `Refused`."""
+        self._missing = int(digits)
+        if self._missing > self._limits.body_bytes:
+            raise body_too_large(self._limits.body_bytes)
+
     def _decide_body(self, headers: dict[bytes, bytes]) -> None:
-        limit = self._limits.body_bytes
         coding = headers.get(b"transfer-encoding")
         length = headers.get(b"content-length")
         self._missing = 0
@@ -246,13 +299,11 @@ class RequestReader:
                 raise Refused(400, "invalid_framing", "Transfer-Encoding excludes Content-Length and HTTP/1.0.")
             if coding.lower() != b"chunked":
                 raise unknown_coding()
-            self._chunked = ChunkedBody(limit)
+            self._chunked = ChunkedBody(self._limits.body_bytes)
         elif length is not None:
-            if not length.isdigit() or len(length) > 18:
+            if not length.isdigit() or len(length) > MAX_DIGITS:
                 raise Refused(400, "invalid_framing", "Content-Length is not a number.")
-            self._missing = int(length)
-            if self._missing > limit:
-                raise body_too_large(limit)
+            self._announce(length)
         expectation = headers.get(b"expect")
         if expectation is not None:
             if expectation.lower() != b"100-continue":

@@ -273,3 +273,84 @@ def test_who_sends_the_body_at_once_is_not_told_to_continue() -> None:
     reader.feed(post(b"Expect: 100-continue", b"Content-Length: 4", body=b"bo"))
 
     assert (reader.read(0.0), reader.continue_wanted, reader.body_received) == (None, False, 2)
+
+
+def outcome(reader: RequestReader, data: bytes) -> tuple[object, ...]:
+    """What a reader makes of the bytes of one request."""
+    reader.feed(data)
+    try:
+        request = reader.read(7.0)
+    except Refused as refused:
+        return refused.status, refused.code
+    return request, reader.keep_alive, reader.http10, reader.continue_wanted, reader.in_body, reader.buffered
+
+
+KNOWN = post(b"Content-Length: 5", b"X-A: 1", body=b"hello")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        KNOWN,
+        post(b"Content-Length: 05", b"X-A: 1", body=b"other"),
+        post(b"Content-Length: 0", b"X-A: 1"),
+        post(b"Content-Length: 100", b"X-A: 1", body=b"b" * 100),
+        post(b"Content-Length: 101", b"X-A: 1", body=b"b" * 101),
+        post(b"Content-Length: " + b"1" * 18, b"X-A: 1"),
+        post(b"Content-Length: " + b"1" * 19, b"X-A: 1"),
+        post(b"Content-Length: " + b"1" * 900, b"X-A: 1"),
+        post(b"Content-Length: ", b"X-A: 1"),
+        post(b"Content-Length: 5 ", b"X-A: 1", body=b"hello"),
+        post(b"Content-Length: 5, 5", b"X-A: 1", body=b"hello"),
+        post(b"Content-Length: \xb2", b"X-A: 1", body=b"hello"),
+        post(b"Content-Length: 5\r\nContent-Length: 5", b"X-A: 1", body=b"hello"),
+        post(b"Content-Length: 5", b"X-A: 1\r\nX-A: 1", body=b"hello"),
+        post(b"Content-Length: 5", b"X-A: 2", body=b"hello"),
+        post(b"Content-Length: 5", body=b"hello"),
+        KNOWN[:-7],
+        *(data for data, _ in REFUSALS),
+    ],
+)
+def test_a_reader_who_knows_a_head_judges_the_next_as_one_who_does_not(data: bytes) -> None:
+    knowing = RequestReader(LIMITS, "peer")
+    for _ in range(2):
+        outcome(knowing, KNOWN)
+
+    assert outcome(knowing, data) == outcome(RequestReader(LIMITS, "peer"), data)
+
+
+HEADS = (b"POST /a HTTP/1.1", b"GET /b HTTP/1.1", b"POST /a HTTP/1.0")
+CHUNKED = b"Transfer-Encoding: chunked"
+LINES = (
+    *(b"Content-Length: %d" % size for size in (0, 5, 77)),
+    *(
+        b"content-length:5",
+        b"Content-Length:  5",
+        b"Content-Length: 5\t",
+        b"X-Content-Length: 5",
+        b"X: Content-Length: 5",
+    ),
+    *(b"Connection: close", b"Expect: 100-continue", b"Transfer-Encoding: chunked", b"X-A: 1", b"X-A: 2", b"Host: y"),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(HEADS), st.lists(st.sampled_from(LINES), max_size=3)), max_size=12))
+def test_what_came_before_changes_no_request(asked: list[tuple[bytes, list[bytes]]]) -> None:
+    reader = RequestReader(LIMITS, "peer")
+    for line, lines in asked:
+        data = b"\r\n".join((line, b"Host: x", *lines, b"", b"0\r\n\r\n" if CHUNKED in lines else b""))
+        data += b"b" * sum(
+            int(each.rpartition(b":")[2]) for each in lines if each.lower().startswith(b"content-length")
+        )
+        fresh = outcome(RequestReader(LIMITS, "peer"), data)
+
+        assert outcome(reader, data) == fresh
+        if not isinstance(fresh[0], HttpRequest):
+            reader = RequestReader(LIMITS, "peer")
+
+
+def test_a_request_does_not_share_its_headers_with_the_next() -> None:
+    first, second, third = read_all([KNOWN * 3])
+    second.headers.clear()
+
+    assert third == first
