@@ -82,13 +82,17 @@ class Ledger:
         cached_tokens: int = 0,
         max_output: int | None,
         exact: bool = True,
+        whole: bool = False,
     ) -> Reservation:
         """Promise a call its input and, slice by slice, its output: enter it, or `LimitExceeded`, `StoreError`.
 
-        `exact` says that the counts are the served model's own and not estimates.
+        `exact` says that the counts are the served model's own and not estimates; `whole` that nobody will count what
+        is produced until it is there, so that all of `max_output` is asked for at once, where it has a bound.
         """
         bound = UNBOUNDED if max_output is None else max_output
-        reservation = Reservation(self, account, account.tokens, call_id, min(1, bound), bound, exact=exact)
+        whole = whole and max_output is not None
+        rules, least = account.tokens, min(1, bound)
+        reservation = Reservation(self, account, rules, call_id, least, bound, exact=exact, whole=whole)
         reservation.holder.input, reservation.holder.cached = input_tokens, cached_tokens
         return reservation
 

@@ -76,11 +76,11 @@ class Reservation:
         "_home",
         "_least",
         "_ledger",
-        "_max_output",
         "_rules",
         "_slice",
         "edge",
         "holder",
+        "max_output",
         "on_grant",
         "shadowed",
         "standings",
@@ -96,13 +96,14 @@ class Reservation:
         max_output: int,
         *,
         exact: bool = True,
+        whole: bool = False,
     ) -> None:
         self._ledger = ledger
         self._account = account
         self._rules = rules
         self._least = least
-        self._max_output = max_output
-        self._slice = account.slice if any(rule.output for rule in rules) else max_output
+        self.max_output = max_output
+        self._slice = max_output if whole or not any(rule.output for rule in rules) else account.slice
         self._home: Home | None = None
         self._extension: asyncio.Task[None] | None = None
         self._final = False  # the last answer cut the grant: asking ahead again is of no use
@@ -115,7 +116,7 @@ class Reservation:
     @property
     def granted(self) -> int:
         """How many tokens of output have been granted in all; production may go on up to here."""
-        return min(self._max_output, self.holder.edge) if self._home is not None else self._max_output
+        return min(self.max_output, self.holder.edge) if self._home is not None else self.max_output
 
     @property
     def good_until_us(self) -> int | None:
@@ -153,7 +154,7 @@ class Reservation:
 
     def room(self) -> int:
         """Tell how many tokens may be produced now."""
-        left = self._max_output - self.holder.output
+        left = self.max_output - self.holder.output
         if self._home is None:
             return left
         if self._ledger.clock() >= self.holder.good_until:
@@ -167,13 +168,16 @@ class Reservation:
         if self._home is not None and not self._final and 2 * holder.in_hand <= self._slice and (want := self._want()):
             self._extend_soon(want)
 
-    async def more(self) -> int:
-        """Wait until tokens may be produced; 0 says that there will be none: `edge` names the limit, if one it is."""
+    async def more(self, want: int = 1) -> int:
+        """Wait until tokens may be produced; 0 says that there will be none: `edge` names the limit, if one it is.
+
+        Asks for `want` where that is more than a slice.
+        """
         if self._extension is not None:
             await asyncio.wait([self._extension])
         if self.room() > 0 or self._home is None or self._want() == 0:
             return self.room()
-        await self._extend(self._want())
+        await self._extend(self._want(want))
         return self.room()
 
     def usage(self, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> None:
@@ -186,9 +190,9 @@ class Reservation:
         if self._home is not None:
             self._extend_soon(0)
 
-    def _want(self) -> int:
-        left = self._max_output - self.holder.output - self.holder.in_hand
-        return max(0, min(self._slice, left))
+    def _want(self, least: int = 0) -> int:
+        left = self.max_output - self.holder.output - self.holder.in_hand
+        return max(0, min(max(self._slice, least), left))
 
     async def _begin(self, home: Home) -> None:
         if home.replicas:

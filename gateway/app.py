@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cache.embedded import EmbeddedStore
+from cache.ledger import Ledger
 from gateway.call import Handler, Model, Stage, compose
 from gateway.dispatch import Dispatch
 from gateway.edge import JSON, CallEndpoint, answer_headers
@@ -22,18 +24,21 @@ from gateway.protocols.completion_answer import CompletionStream, CompletionWhol
 from gateway.protocols.completion_request import decode_completion
 from gateway.protocols.dialect import Dialect
 from gateway.protocols.openai_error import error_body, error_event
+from gateway.protocols.resumed import ResumedStream
 from gateway.routes import Route, Routes, Visit
 from gateway.stages.admit import Admit
 from gateway.stages.authenticate import Authenticate
 from gateway.stages.bound import Bound
 from gateway.stages.choose import Choose
 from gateway.stages.generate import Generate
+from gateway.stages.meter import Meter
 from gateway.stages.record import Record, Sink
 from gateway.stages.resolve import Resolve
+from gateway.stages.throttle import Throttle
 from gateway.vacancy import Vacancy
 
-CHAT = Dialect(decode_chat, ChatStream, ChatWhole, error_body, error_event)
-COMPLETION = Dialect(decode_completion, CompletionStream, CompletionWhole, error_body, error_event)
+CHAT = Dialect(decode_chat, ChatStream, ResumedStream, ChatWhole, error_body, error_event)
+COMPLETION = Dialect(decode_completion, CompletionStream, ResumedStream, CompletionWhole, error_body, error_event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +95,14 @@ def build(
     metrics: Metrics,
     sinks: Sequence[Sink],
     bounds: Bounds | None = None,
+    ledger: Ledger | None = None,
 ) -> App:
-    """Put the gateway together. `models` maps each name that callers may use; `sinks` get each request's record."""
+    """Put the gateway together. `models` maps each name that callers may use; `sinks` get each request's record.
+
+    `ledger` keeps the limits and has to be running; without one they are kept here, and nobody renews a lease.
+    """
     bounds = bounds or Bounds()
+    ledger = ledger or Ledger(EmbeddedStore())
     vacancy = Vacancy()
     record = Record(metrics, sinks)
     authenticate = Authenticate(keys)
@@ -101,11 +111,11 @@ def build(
         record,  # outermost: sees every answer, refused ones too; its exit half writes metrics and log
         authenticate,  # nothing below runs for strangers
         Resolve(models),  # alias -> served model: every later stage asks the model for something
-        # Throttle: requests per window and concurrency; the cheap refusal first, and cached answers count too
+        Throttle(ledger),  # requests per window and concurrency: the cheap refusal first; cached answers count too
         Bound(),  # local and exact, so that what can never be served costs nobody a reservation or a slot
         # Idempotent, Cached, Coalesce: answers known or running already cost neither tokens nor a slot
-        # Meter: reserves tokens, now that it is certain that some must be generated
         Generate(),  # what is acquired below belongs to the generation and may outlive this caller
+        Meter(ledger),  # reserves tokens, now that it is certain that some must be generated; settles what was used
         Choose(),  # candidates, so that Admit waits for the right room
         admit,  # waits for room, bounded; below it nothing waits for anything but an upstream
     ]

@@ -18,6 +18,7 @@ from policies.tenant import Tenant, Terms
 
 if TYPE_CHECKING:
     from gateway.generation import Generation
+    from gateway.quota import Quota
     from gateway.upstreams.base import Upstream
 
 
@@ -262,6 +263,7 @@ class Call:
     tenant: Tenant = field(init=False)  # authenticate
     model: Model = field(init=False)  # resolve
     terms: Terms = field(init=False)  # resolve: what the tenant's policy says of this model
+    quota: "Quota | None" = field(init=False, default=None)  # throttle: None where the terms hold no limit
     tokens: TokenCount = field(init=False)  # bound
     generation: "Generation" = field(init=False)  # generate
     route: tuple["Upstream", ...] = field(init=False, default=())  # choose

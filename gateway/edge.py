@@ -81,12 +81,23 @@ class CallEndpoint:
         responder.start(reply.status, answer_headers(STREAM_HEADERS, call.id, reply.headers))
         write = responder.write
         if reply.raw:
+            last, ending = b"", None
             async for event in reply.events:
                 if event.raw:
-                    call.sent_bytes += len(event.raw)
-                    write(event.raw)
+                    last = event.raw
+                    call.sent_bytes += len(last)
+                    write(last)
                     if responder.congested:
                         await responder.drain()
+                elif event.finish is not None:  # one of ours, in the upstream's place
+                    ending = ending or self._dialect.resume(call, last)
+                    data = ending.encode(event)
+                    call.sent_bytes += len(data)
+                    write(data)
+            if ending is not None:
+                data = ending.end()
+                call.sent_bytes += len(data)
+                write(data)
         else:
             encoder = self._dialect.stream(call, int(self._now()))
             async for event in reply.events:

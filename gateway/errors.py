@@ -12,6 +12,7 @@ GatewayError                  status, OpenAI `type` and `code`, the parameter at
 ├── TooLarge                  413: the body
 ├── UnsupportedMedia          415: the content type
 ├── Overloaded                503: no room in time, or draining; Retry-After
+├── QuotaUnavailable          503: nobody can say what the tenant's limits leave; Retry-After
 ├── DeadlineExceeded          504: names the clock that ran out
 ├── UpstreamError             502: what an attempt met, see UpstreamFailure
 │   └── UpstreamTimeout       504: an upstream's clock ran out
@@ -131,6 +132,14 @@ class Overloaded(GatewayError):
     status = 503
     type = "server_error"
     label = "overloaded"
+
+
+class QuotaUnavailable(GatewayError):
+    """The store of the limits does not answer, and the policy lets nobody in without it; `headers` has Retry-After."""
+
+    status = 503
+    type = "server_error"
+    label = "quota_unavailable"
 
 
 class DeadlineExceeded(GatewayError):

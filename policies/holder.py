@@ -20,6 +20,8 @@ from policies.reservation import RETENTION_US, Answer, Claim, Step, Verdict
 class Measure(StrEnum):
     """What a limit counts. Costs are counted in billionths of a US dollar."""
 
+    __hash__ = str.__hash__  # an enum's own is written in Python
+
     REQUESTS = "requests"
     CONCURRENCY = "concurrency"
     INPUT = "input_tokens"

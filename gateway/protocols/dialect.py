@@ -38,6 +38,7 @@ class Dialect:
 
     decode: Callable[[bytes], Request]  # raises BadRequest
     stream: Callable[[Call, int], StreamEncoder]  # with the answer's unix time
+    resume: Callable[[Call, bytes], StreamEncoder]  # goes on in a stream that was forwarded so far, with its last bytes
     whole: Callable[[Call, int], WholeEncoder]
     error_body: Callable[[GatewayError], bytes]
     error_event: Callable[[GatewayError], bytes]

@@ -13,9 +13,10 @@ RETRY_AFTER = {"retry-after": "1"}
 class Admit:
     """Refuses with 503 and Retry-After when too many wait already, when no room came in time, and while draining.
 
-    Waits in order of arrival until some candidate of the call's route has room, at most `max_wait_s` and never past the
-    deadline (504). Between the last look at the room and the lease that `Dispatch` takes there is no await, so the room
-    that was seen is the room that is taken. Acquires nothing itself.
+    Waits in order of arrival until some candidate of the call's route has room: at most `max_wait_s` or the queue
+    deadline of the call's terms, whichever is sooner, and never past the call's own deadline (504). Between the last
+    look at the room and the lease that `Dispatch` takes there is no await, so the room that was seen is the room that
+    is taken. Acquires nothing itself.
     """
 
     def __init__(
@@ -47,25 +48,28 @@ class Admit:
     async def _wait(self, call: Call) -> None:
         if self._vacancy.num_waiting >= self._max_waiting:
             raise refusal(f"The gateway is overloaded: {self._max_waiting} requests wait already.", code="queue_full")
-        latest = min(self._clock() + self._max_wait_s, call.deadline)
+        patience_s = self._max_wait_s
+        if call.terms.queue_deadline_s is not None:
+            patience_s = min(patience_s, call.terms.queue_deadline_s)
+        latest = min(self._clock() + patience_s, call.deadline)
         turn = self._vacancy.join(call.route)
         try:
             while not self._vacancy.open_to(call.route, turn):
                 remaining_s = latest - self._clock()
                 if remaining_s <= 0:
-                    raise self._too_late(call, latest)
+                    raise _too_late(call, latest, patience_s)
                 await turn.wait(remaining_s)
                 if self.draining:
                     raise refusal("The gateway is shutting down.", code="draining")
         finally:
             self._vacancy.leave(turn)
 
-    def _too_late(self, call: Call, latest: float) -> GatewayError:
-        if latest == call.deadline:
-            message = "The request's total deadline ran out while it waited for room."
-            return DeadlineExceeded(message, code="deadline_exceeded")
-        message = f"The gateway is overloaded: no room within {self._max_wait_s:g} s."
-        return refusal(message, code="no_room")
+
+def _too_late(call: Call, latest: float, patience_s: float) -> GatewayError:
+    if latest == call.deadline:
+        message = "The request's total deadline ran out while it waited for room."
+        return DeadlineExceeded(message, code="deadline_exceeded")
+    return refusal(f"The gateway is overloaded: no room within {patience_s:g} s.", code="no_room")
 
 
 def refusal(message: str, *, code: str) -> Overloaded:

@@ -1,12 +1,13 @@
 """A whole gateway on a real socket, over a scripted upstream on another."""
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
+from cache.ledger import Ledger
 from gateway.app import App, Bounds, build
 from gateway.call import Model
 from gateway.http.client import Client
@@ -18,6 +19,8 @@ from gateway.metrics import Metrics
 from gateway.record import RequestRecord
 from gateway.upstreams.base import Upstream as GatewayUpstream
 from gateway.upstreams.http import HttpUpstream
+from policies.tenant import Tenant
+from tests.rig.limited import KnownTenants
 from tests.rig.upstream import Upstream, scripted_upstream
 
 
@@ -47,15 +50,22 @@ def model(name: str, *upstreams: GatewayUpstream, **settings: object) -> Model:
 
 
 @asynccontextmanager
-async def running(*models: Model, keys: Sequence[ApiKey] = (), bounds: Bounds | None = None) -> AsyncIterator[Gateway]:
-    """Serve models on a free port."""
+async def running(
+    *models: Model,
+    keys: Sequence[ApiKey] = (),
+    tenants: Mapping[str, Tenant] | None = None,
+    bounds: Bounds | None = None,
+    ledger: Ledger | None = None,
+) -> AsyncIterator[Gateway]:
+    """Serve models on a free port. `tenants` come by their keys; a ledger must run."""
     metrics, records = Metrics("test"), list[RequestRecord]()
     app = build(
         models={each.name: each for each in models},
-        keys=Keyring(keys),
+        keys=Keyring(keys) if tenants is None else KnownTenants(tenants),
         metrics=metrics,
         sinks=(metrics.observe, records.append),
         bounds=bounds,
+        ledger=ledger,
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     server = Server(app)

@@ -41,7 +41,7 @@ from gateway.stages.generate import Generate
 from gateway.stages.record import Record
 from gateway.stages.resolve import Resolve
 from gateway.vacancy import Vacancy
-from policies.tenant import Tenant
+from policies.tenant import UNLIMITED, Tenant, Terms
 from tests.gateway.conftest import model
 from tests.rig.in_process import InProcess
 
@@ -50,7 +50,9 @@ CHAT = ChatPrompt([{"role": "user", "content": "hi"}])
 
 def call(headers: dict[bytes, bytes] | None = None, body: bytes = b"{}", **fields: object) -> Call:
     request = Request(Operation.CHAT, "m", CHAT, **fields)  # type: ignore[arg-type]
-    return Call("id", "/v1/chat/completions", 0.0, body, headers or {}, request, 1e9, Scope())
+    asked = Call("id", "/v1/chat/completions", 0.0, body, headers or {}, request, 1e9, Scope())
+    asked.terms = UNLIMITED
+    return asked
 
 
 async def empty() -> AsyncGenerator[Event, None]:
@@ -348,6 +350,13 @@ async def taking(asked: Call) -> Reply:
     upstream = next(each for each in asked.route if each.room().slots != 0)
     upstream.lease().__enter__()
     return await answer(asked)
+
+
+async def test_a_policy_may_let_its_callers_wait_for_less_than_others() -> None:
+    asked = routed(InProcess(slots=0))
+    asked.terms = Terms(UNLIMITED.account, queue_deadline_s=0.01)
+    with pytest.raises(Overloaded, match=r"no room within 0\.01 s"):
+        await Admit(Vacancy())(asked, answer)
 
 
 async def test_nobody_waits_where_there_is_room() -> None:

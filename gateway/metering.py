@@ -1,0 +1,243 @@
+"""Counting what an HTTP upstream produces, as it passes, and stopping it at the edge of a quota.
+
+Nobody tells how many tokens an event holds. Where usage comes along, it is believed; where log-probabilities do, there
+is one entry a token; else, where the model has a tokenizer, its text is counted, and without one an event that brings
+anything counts as one token, which is what servers send. All of it is an estimate until the end, when the upstream's
+usage settles it (`policies.holder`).
+
+Bytes pass untouched as long as their tokens fit. The first event whose tokens do not is held back with all behind it,
+the upstream is closed, and the stream is ended in its place: `finish_reason` `length`, the limit's name, usage. What
+had been produced past the edge by then is charged all the same, and reported as overshoot.
+"""
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from cache.reservation import Reservation
+from gateway.call import Call, Event, Events, FinishReason, PromptEncoder, Usage
+from gateway.errors import BadRequest, Overloaded, QuotaUnavailable, UpstreamError, UpstreamFailure
+from gateway.quota import Quota, num_choices
+from gateway.upstreams.event_stream import data_of
+
+REFUSALS = frozenset((UpstreamFailure.STATUS, UpstreamFailure.IN_BAND))
+_AFTER_EVENT = re.compile(rb"(?<=\n\n)|(?<=\r\r)|(?<=\n\r\n)")
+
+
+def settlement(call: Call, reservation: Reservation, error: BaseException | None) -> Usage:
+    """Tell what a call has used in the end.
+
+    Nothing, where no upstream began to work on it: it was never sent, or refused before its first event. Else what the
+    upstream says, and without its word what was counted: an answer that broke off is charged its input and what came.
+    """
+    if not begun(call, error):
+        return Usage()
+    usage = call.generation.usage
+    if usage is not None:
+        return usage
+    holder = reservation.holder
+    return Usage(prompt=holder.input, completion=holder.output, cached=holder.cached)
+
+
+def begun(call: Call, error: BaseException | None) -> bool:
+    """Whether some upstream may have begun to work on a call that ended so."""
+    if not call.attempts:
+        return False
+    if call.attempts[-1].first_event is not None:
+        return True
+    if isinstance(error, UpstreamError):
+        return error.sent and error.kind not in REFUSALS
+    return not isinstance(error, BadRequest | Overloaded)  # which is how an engine refuses at its door
+
+
+class Function(msgspec.Struct):
+    """A tool call's function, or a piece of it."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolPiece(msgspec.Struct):
+    """A piece of a tool call."""
+
+    function: Function | None = None
+
+
+class Delta(msgspec.Struct):
+    """What a choice gains, or has: text of any kind."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolPiece] | None = None
+
+
+class Logprobs(msgspec.Struct):
+    """One entry a token, in a chat's words and a completion's."""
+
+    content: list[msgspec.Raw] | None = None
+    tokens: list[msgspec.Raw] | None = None
+
+
+class Piece(msgspec.Struct):
+    """One choice of an event, or of a whole answer."""
+
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None
+    text: str | None = None
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class Pieces(msgspec.Struct):
+    """The choices of an event, or of a whole answer."""
+
+    choices: list[Piece] = []
+
+
+_decode = msgspec.json.Decoder(Pieces).decode
+
+
+class Tally:
+    """Counts events' tokens. `finished` are the choices that have ended."""
+
+    def __init__(self, encoder: PromptEncoder | None, *, streamed: bool) -> None:
+        self._encoder = encoder
+        self._streamed = streamed
+        self.finished: set[int] = set()
+
+    def count(self, data: bytes) -> int:
+        """Tell the tokens of an event's data, or of a whole answer; what cannot be read counts as one."""
+        try:
+            pieces = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return 1
+        tokens = 0
+        for piece in pieces.choices:
+            if piece.finish_reason is not None:
+                self.finished.add(piece.index)
+            tokens += self._tokens(piece)
+        return tokens
+
+    def _tokens(self, piece: Piece) -> int:
+        told = piece.logprobs
+        if told is not None and (entries := told.content or told.tokens):
+            return len(entries)
+        texts = [text for text in _texts(piece) if text]
+        if not texts:
+            return 0
+        if self._encoder is None:
+            # Of a whole answer nobody has counted anything: four bytes are about a token.
+            return len(texts) if self._streamed else sum(len(text.encode()) // 4 + 1 for text in texts)
+        return sum(max(1, len(self._encoder.tokenize(text, special=False))) for text in texts)
+
+
+def _texts(piece: Piece) -> Iterator[str | None]:
+    yield piece.text
+    said = piece.delta or piece.message
+    if said is not None:
+        yield from (said.content, said.reasoning_content, said.reasoning, said.refusal)
+        for call in said.tool_calls or ():
+            if call.function is not None:
+                yield (call.function.name or "") + (call.function.arguments or "")
+
+
+class Metered:
+    """The events of an HTTP upstream's answer, counted against a reservation, and ended where that ends."""
+
+    __slots__ = ("_call", "_cut", "_events", "_quota", "_reservation", "_streamed", "_tally")
+
+    def __init__(self, events: Events, call: Call, reservation: Reservation, quota: Quota) -> None:
+        self._events = events
+        self._call = call
+        self._reservation = reservation
+        self._quota = quota
+        self._streamed = call.request.stream
+        self._tally = Tally(call.model.encoder, streamed=self._streamed)
+        self._cut: Iterator[Event] | None = None
+
+    def __aiter__(self) -> "Metered":
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._cut is not None:
+            event = next(self._cut, None)
+            if event is None:
+                raise StopAsyncIteration
+            return event
+        event = await self._events.__anext__()
+        if not event.raw:
+            return event
+        counts = self._count(event.raw)
+        tokens = sum(counts)
+        if event.usage is not None:
+            said = event.usage.completion - self._reservation.holder.output
+            if not tokens or said < 0:
+                await self._take(max(0, said))  # the word of the end: nothing is left that could be held back
+                return event
+            tokens = said
+        missing = await self._take(tokens)
+        if not missing or not self._streamed:
+            return event
+        return await self._end(event.raw, counts, sum(counts) - missing)
+
+    async def aclose(self) -> None:
+        """Close the upstream's answer."""
+        await self._events.aclose()
+
+    def _count(self, raw: bytes) -> list[int]:
+        """Tell the tokens of each event in `raw`."""
+        if not self._streamed:
+            return [self._tally.count(raw)]
+        return [self._tally.count(data) if (data := data_of(event)) else 0 for event in events_in(raw)]
+
+    async def _take(self, tokens: int) -> int:
+        """Count tokens, asking for more where they do not fit; tell how many found no room, which are counted too."""
+        reservation = self._reservation
+        # An upstream was told how much it may bring: where an estimate says that it has brought more, that is wrong.
+        tokens = min(tokens, max(0, reservation.max_output - reservation.holder.output))
+        while tokens > (room := reservation.room()):
+            reservation.count(room)
+            tokens -= room
+            if not await reservation.more(tokens):
+                reservation.count(tokens)
+                return tokens
+        reservation.count(tokens)
+        return 0
+
+    async def _end(self, raw: bytes, counts: list[int], fit: int) -> Event:
+        """End the stream in the upstream's place. Raises `QuotaUnavailable` where no limit said so but a dead store."""
+        await self._events.aclose()
+        edge = self._reservation.edge
+        if edge is None:
+            message = "The gateway lost the store of its limits, and what it had granted is used up."
+            raise QuotaUnavailable(message, code="quota_unavailable")
+        self._quota.ended = edge.key
+        generation, holder = self._call.generation, self._reservation.holder
+        cached = 0 if generation.usage is None else generation.usage.cached
+        generation.usage = Usage(prompt=holder.input, completion=holder.output, cached=cached)
+        self._cut = self._ends(edge.key)
+        kept = bytearray()
+        for event, count in zip(events_in(raw), counts, strict=True):
+            fit -= count
+            if fit < 0:
+                break
+            kept += event
+        return Event(raw=bytes(kept)) if kept else next(self._cut)
+
+    def _ends(self, key: str) -> Iterator[Event]:
+        """Give the last event of each choice that has not ended; the very last tells the usage."""
+        left = [index for index in range(num_choices(self._call)) if index not in self._tally.finished]
+        for index in left:
+            usage = self._call.generation.usage if index == left[-1] else None
+            yield Event(index=index, finish=FinishReason.LENGTH, limit=key, usage=usage)
+
+
+def events_in(raw: bytes) -> list[bytes]:
+    """Take apart what came together: whole events, each with its end."""
+    if raw.endswith(b"\n\n") and raw.count(b"\n\n") == 1:
+        return [raw]
+    return [event for event in _AFTER_EVENT.split(raw) if event]

@@ -1,0 +1,41 @@
+"""What the limits said of one call: gathered by Throttle and Meter, told in headers, metrics and the access log."""
+
+from dataclasses import dataclass
+
+from cache.reservation import Reservation
+from gateway.call import Call, TextPrompt
+from policies.account import Account
+from policies.holder import Rule
+
+
+@dataclass(slots=True)
+class Quota:
+    """One call's reservations. `entry` is None where no limit counts calls, `tokens` where none counts tokens.
+
+    `refused` is the rule that answered 429, `ended` the key of the limit that an answer was cut off at; `overshoot` are
+    output tokens that an upstream had produced past it by then.
+    """
+
+    account: Account
+    entry: Reservation | None = None  # throttle
+    tokens: Reservation | None = None  # meter
+    refused: Rule | None = None  # whichever of the two it was
+    ended: str | None = None  # dispatch, where an engine stopped; meter, where it cut an upstream off
+    overshoot: int = 0  # meter
+
+    @property
+    def degraded(self) -> bool:
+        """Whether any of it was promised by this process alone, because the store was down."""
+        return (self.entry is not None and self.entry.degraded) or (self.tokens is not None and self.tokens.degraded)
+
+
+def rule_of(account: Account, key: str) -> Rule:
+    """Give the rule whose limit has this key."""
+    return next(rule for rule in (*account.entry, *account.tokens) if rule.limit.key == key)
+
+
+def num_choices(call: Call) -> int:
+    """Tell how many answers a call asks to be generated, over all its prompts."""
+    request = call.request
+    each = request.n if request.best_of is None else max(request.n, request.best_of)
+    return each * len(request.prompt.prompts) if isinstance(request.prompt, TextPrompt) else each
