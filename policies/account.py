@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from policies.holder import Rule
 
+SLICE = 256  # output tokens reserved at a time
+
 
 class OnFailure(StrEnum):
     """What holds while the store cannot be reached: nobody comes in, or each replica holds its share of every limit."""
@@ -25,7 +27,7 @@ class Account:
     entry: tuple[Rule, ...] = ()
     tokens: tuple[Rule, ...] = ()
     on_failure: OnFailure = OnFailure.CLOSED
-    slice: int = 256
+    slice: int = SLICE
 
 
 def shares(rules: tuple[Rule, ...], replicas: int) -> tuple[Rule, ...]:

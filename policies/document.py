@@ -85,10 +85,12 @@ class Problem:
 
 
 class DocumentError(ValueError):
-    """A document cannot be used. `problems` holds everything that was found, in the file's order."""
+    """A document cannot be used. `problems` holds everything that was found, in the files' order."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        self.problems = tuple(sorted(problems, key=lambda problem: (problem.mark.line, problem.mark.column)))
+        self.problems = tuple(
+            sorted(problems, key=lambda problem: (problem.file, problem.mark.line, problem.mark.column))
+        )
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
