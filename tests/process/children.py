@@ -25,7 +25,8 @@ class Process:
             stdin=subprocess.DEVNULL,
             text=True,
         )
-        self.lines: list[str] = []
+        self.lines: list[str] = []  # that `expect` has taken
+        self.said: list[str] = []  # all that have come
         self._queue: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -69,6 +70,7 @@ class Process:
     def _read(self) -> None:
         assert self.popen.stderr is not None
         for line in self.popen.stderr:
+            self.said.append(line)
             self._queue.put(line)
         self._queue.put("")
 
