@@ -16,7 +16,7 @@ from gateway.endpoints import MODELS_PATH, Exposition, Models, Probe, Tokens
 from gateway.errors import GatewayError
 from gateway.http.message import HttpRequest, Responder
 from gateway.identifier import request_id
-from gateway.identity.keyring import Keyring
+from gateway.identity.identity import Identity
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.protocols.chat_answer import ChatStream, ChatWhole
 from gateway.protocols.chat_request import decode_chat
@@ -53,17 +53,20 @@ class Bounds:
 class App:
     """The application that the server runs for each request."""
 
-    def __init__(self, routes: Routes, record: Record, admit: Admit, models: Sequence[Model]) -> None:
-        self._routes = routes
+    def __init__(
+        self, routes: Routes, record: Record, admit: Admit, models: Sequence[Model], identity: Identity
+    ) -> None:
+        self.routes = routes
         self._record = record
         self._admit = admit
         self._models = models
+        self._identity = identity
 
     async def __call__(self, request: HttpRequest, responder: Responder) -> None:
         """Answer one request; an error is answered here only where no call came of the request."""
         visit = Visit(request, responder, request_id(request.headers), time.monotonic())
         try:
-            route = self._routes.find(request.method, request.path)
+            route = self.routes.find(request.method, request.path)
             await route.endpoint(visit)
         except GatewayError as error:
             body = error_body(error)
@@ -83,7 +86,8 @@ class App:
         self._admit.drain()
 
     async def aclose(self) -> None:
-        """Close every upstream. Running attempts fail."""
+        """Close every upstream, and end what is asked of issuers. Running attempts fail."""
+        await self._identity.aclose()
         for upstream in dict.fromkeys(upstream for model in self._models for upstream in model.upstreams):
             await upstream.aclose()
 
@@ -91,7 +95,7 @@ class App:
 def build(
     *,
     models: Mapping[str, Model],
-    keys: Keyring,
+    identity: Identity,
     metrics: Metrics,
     sinks: Sequence[Sink],
     bounds: Bounds | None = None,
@@ -105,11 +109,10 @@ def build(
     ledger = ledger or Ledger(EmbeddedStore())
     vacancy = Vacancy()
     record = Record(metrics, sinks)
-    authenticate = Authenticate(keys)
     admit = Admit(vacancy, max_waiting=bounds.max_waiting, max_wait_s=bounds.max_wait_s)
     stages: list[Stage] = [
         record,  # outermost: sees every answer, refused ones too; its exit half writes metrics and log
-        authenticate,  # nothing below runs for strangers
+        Authenticate(identity),  # nothing below runs for strangers
         Resolve(models),  # alias -> served model: every later stage asks the model for something
         Throttle(ledger),  # requests per window and concurrency: the cheap refusal first; cached answers count too
         Bound(),  # local and exact, so that what can never be served costs nobody a reservation or a slot
@@ -120,20 +123,20 @@ def build(
         admit,  # waits for room, bounded; below it nothing waits for anything but an upstream
     ]
     handler = compose(stages, Dispatch(vacancy))
-    routes = routes_of(models, authenticate, handler, metrics, bounds, lambda: not admit.draining)
-    return App(routes, record, admit, tuple(models.values()))
+    routes = routes_of(models, identity, handler, metrics, bounds, lambda: not admit.draining)
+    return App(routes, record, admit, tuple(models.values()), identity)
 
 
 def routes_of(
     models: Mapping[str, Model],
-    authenticate: Authenticate,
+    identity: Identity,
     handler: Handler,
     metrics: Metrics,
     bounds: Bounds,
     ready: Callable[[], bool],
 ) -> Routes:
     """Lay out what is answered where."""
-    listing, tokens = Models(models, authenticate), Tokens(models, authenticate)
+    listing, tokens = Models(models, identity), Tokens(models, identity)
     return Routes(
         [
             Route("POST", "/v1/chat/completions", CallEndpoint(CHAT, handler, bounds.deadline_s)),

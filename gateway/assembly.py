@@ -15,6 +15,7 @@ from gateway.http.client import Client
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
 from gateway.http.tls import client_context
+from gateway.identity.identity import Identity
 from gateway.identity.keyring import ApiKey, Keyring
 from gateway.loading import Loaded
 from gateway.metrics import Metrics
@@ -41,7 +42,11 @@ async def assemble(loaded: Loaded, metrics: Metrics, sinks: list[Sink]) -> App:
             models[name] = await local(name, model, model.engine, loaded, metrics)
     bounds = Bounds(config.listen.request_timeout_s, config.admission.max_waiting, config.admission.max_wait_s)
     keys = Keyring(ApiKey(tenant, loaded.secrets[secret]) for tenant, secret in config.keys.items())
-    return build(models=models, keys=keys, metrics=metrics, sinks=sinks, bounds=bounds)
+    identity = Identity(keys)
+    metrics.watch("key_set_age_seconds", "Age of the oldest key set of a token issuer.", identity.key_set_age_s)
+    metrics.watch("key_set_failures", "Fetches of issuers' key sets that failed.", identity.failed_fetches)
+    await identity.prepare()
+    return build(models=models, identity=identity, metrics=metrics, sinks=sinks, bounds=bounds)
 
 
 def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream]) -> Model:

@@ -1,7 +1,8 @@
 """The endpoints that run no generation: models, tokens, probes, metrics.
 
-Models and tokens want a key where keys are configured. Probes and metrics are for the machinery around the gateway,
-which has none; they tell nothing of tenants.
+Models and tokens want a key where keys are configured, and show a tenant only what its policy allows it: to ask for the
+tokens of another model is answered 403 as a call to it would be, to look one up 404 as if it did not exist. Probes and
+metrics are for the machinery around the gateway, which has no key; they tell nothing of tenants.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,11 +12,12 @@ import msgspec
 from gateway.call import Json, Model, PromptEncoder
 from gateway.edge import JSON, answer_headers
 from gateway.errors import BadRequest
+from gateway.identity.identity import Identity
 from gateway.protocols.fields import require_json
 from gateway.protocols.tokens import DetokenizeAnswer, TokenizeAnswer, decode_detokenize, decode_tokenize
 from gateway.routes import Visit
-from gateway.stages.authenticate import Authenticate
-from gateway.stages.resolve import find_model
+from gateway.stages.resolve import find_model, usable_model
+from policies.tenant import Tenant
 
 MODELS_PATH = "/v1/models"
 
@@ -25,32 +27,34 @@ _json = msgspec.json.Encoder().encode
 class Models:
     """GET /v1/models and /v1/models/{name}."""
 
-    def __init__(self, models: Mapping[str, Model], authenticate: Authenticate) -> None:
+    def __init__(self, models: Mapping[str, Model], identity: Identity) -> None:
         self._models = models
-        self._authenticate = authenticate
+        self._identity = identity
 
     async def __call__(self, visit: Visit) -> None:
         """Answer. Raises `Unauthenticated` and `ModelNotFound`."""
-        self._authenticate.tenant(visit.request.headers)
+        tenant = await self._identity.tenant(visit.request.headers)
         name = visit.request.path.removeprefix(MODELS_PATH).removeprefix("/")
+        shown = {alias: model for alias, model in self._models.items() if tenant.terms(model.name).allowed}
         if name:
-            told = model_json(name, find_model(self._models, name))
+            told = model_json(name, find_model(shown, name))
         else:
-            told = {"object": "list", "data": [model_json(*item) for item in self._models.items()]}
+            told = {"object": "list", "data": [model_json(*item) for item in shown.items()]}
         respond_json(visit, 200, _json(told))
 
 
 class Tokens:
     """POST /tokenize and /detokenize."""
 
-    def __init__(self, models: Mapping[str, Model], authenticate: Authenticate) -> None:
+    def __init__(self, models: Mapping[str, Model], identity: Identity) -> None:
         self._models = models
-        self._authenticate = authenticate
+        self._identity = identity
 
     async def tokenize(self, visit: Visit) -> None:
         """Give a text's ids, or a chat's. Raises `GatewayError`."""
-        asked = decode_tokenize(self._body(visit))
-        encoder = self._encoder(asked.model)
+        tenant = await self._identity.tenant(visit.request.headers)
+        asked = decode_tokenize(body_of(visit))
+        encoder = self._encoder(asked.model, tenant)
         if asked.prompt is None:
             (ids,) = encoder.encode(asked.chat())
         else:
@@ -60,17 +64,13 @@ class Tokens:
 
     async def detokenize(self, visit: Visit) -> None:
         """Give ids' text. Raises `GatewayError`."""
-        asked = decode_detokenize(self._body(visit))
-        text = self._encoder(asked.model).detokenize(asked.tokens)
+        tenant = await self._identity.tenant(visit.request.headers)
+        asked = decode_detokenize(body_of(visit))
+        text = self._encoder(asked.model, tenant).detokenize(asked.tokens)
         respond_json(visit, 200, _json(DetokenizeAnswer(text)))
 
-    def _body(self, visit: Visit) -> bytes:
-        self._authenticate.tenant(visit.request.headers)
-        require_json(visit.request.headers.get(b"content-type"))
-        return visit.request.body
-
-    def _encoder(self, name: str) -> PromptEncoder:
-        model = find_model(self._models, name)
+    def _encoder(self, name: str, tenant: Tenant) -> PromptEncoder:
+        model, _ = usable_model(self._models, name, tenant)
         if model.encoder is None:
             raise BadRequest(f"The gateway has no tokenizer for the model `{model.name}`.", param="model")
         return model.encoder
@@ -108,6 +108,12 @@ def model_json(name: str, model: Model) -> dict[str, Json]:
     if context is not None:
         told["max_model_len"] = context
     return told
+
+
+def body_of(visit: Visit) -> bytes:
+    """Give a body that says it is JSON. Raises `UnsupportedMedia`."""
+    require_json(visit.request.headers.get(b"content-type"))
+    return visit.request.body
 
 
 def respond_json(visit: Visit, status: int, body: bytes) -> None:

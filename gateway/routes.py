@@ -1,6 +1,6 @@
 """Which endpoint answers which path and method."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from gateway.errors import MethodNotAllowed, NotFound
@@ -46,6 +46,11 @@ class Routes:
             methods[route.method] = route
             if route.method == "GET":
                 methods["HEAD"] = route
+
+    def __iter__(self) -> Iterator[Route]:
+        """Give every route once."""
+        for table in (*self._exact.values(), *self._below.values()):
+            yield from dict.fromkeys(table.values())
 
     def find(self, method: str, path: str) -> Route:
         """Give the route. Raises `NotFound` and `MethodNotAllowed`."""

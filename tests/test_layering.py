@@ -17,7 +17,7 @@ DOORS = {
     "cache": {"policies", "redis", "hiredis", "msgspec", "zstandard"},
     "gateway": {
         *("policies", "cache", "engine"),
-        *("uvloop", "httptools", "httpx", "msgspec", "orjson", "opentelemetry", "grpc", "prometheus_client"),
+        *("uvloop", "httptools", "httpx", "msgspec", "orjson", "opentelemetry", "grpc", "prometheus_client", "jwt"),
     },
     "engine": {"torch", "numpy", "safetensors", "tokenizers", "jinja2", "cuda"},
 }

@@ -1,8 +1,8 @@
 """Keys `id.secret`: found by the id, which is no secret, and proven by a hash of the secret.
 
 Nobody can tell an id that exists from one that does not: for one that is unknown a hash is computed and compared all
-the same, so words and time are those of a wrong secret. What was verified is not remembered: the hash costs 1 µs, a memo
-would need another hash to be safe to keep, and would have to be told of each reload.
+the same, so words and time are those of a wrong secret. What was verified is not remembered: the hash costs 1 µs, and a
+memo would need another one to hold no secrets, and would have to hear of each reload.
 """
 
 import hmac
@@ -13,9 +13,7 @@ from policies import key
 from policies.policy import StoredKey
 from policies.tenant import Tenant
 
-NOBODYS = StoredKey(
-    "", bytes(key.DIGEST_BYTES), Tenant(""), expires=0.0
-)  # its secret would hash to zeros: there is none
+NOBODYS = StoredKey("", bytes(key.DIGEST_BYTES), Tenant(""), expires=0.0)  # no secret is known that hashes to zeros
 
 
 def holder_of(keys: Mapping[str, StoredKey], presented: bytes, pepper: str | None, now: float) -> Tenant:

@@ -1,4 +1,4 @@
-"""The simple `keys:` of penstock.yaml: any secret, each the key of a tenant of an organisation of its own, without limits.
+"""The simple `keys:` of penstock.yaml: any secrets, each tenant an organisation of its own, without limits.
 
 Keys are not kept: a keyed hash of each is, under a random key of this process, and a presented key is looked up by its
 hash. Who does not know the process's key can steer neither the hash nor the time that the look-up takes; the final

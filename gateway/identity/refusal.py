@@ -9,7 +9,7 @@ RETRY_AFTER = {"retry-after": "10"}  # `key_set.AGAIN_S`: sooner nobody is asked
 
 
 class Reason(StrEnum):
-    """Why somebody was refused. Goes into the error's label, and so into metrics and the access log, never to callers."""
+    """Why somebody was refused: a part of the error's label, for metrics and the access log, never told to callers."""
 
     __hash__ = str.__hash__  # an enum's own is written in Python
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from gateway.call import Call, Handler, Model, Reply
 from gateway.errors import Forbidden, ModelNotFound
+from policies.tenant import Tenant, Terms
 
 
 class Resolve:
@@ -18,12 +19,18 @@ class Resolve:
         self._models = models
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
-        call.model = find_model(self._models, call.request.model)
-        call.terms = call.tenant.terms(call.model.name)
-        if not call.terms.allowed:
-            message = f"The model `{call.model.name}` is not among those that this key may use."
-            raise Forbidden(message, param="model", code="model_not_allowed")
+        call.model, call.terms = usable_model(self._models, call.request.model, call.tenant)
         return await inner(call)
+
+
+def usable_model(models: Mapping[str, Model], name: str, tenant: Tenant) -> tuple[Model, Terms]:
+    """Give the model of that name, and what holds for the tenant there. Raises `ModelNotFound`, `Forbidden`."""
+    model = find_model(models, name)
+    terms = tenant.terms(model.name)
+    if not terms.allowed:
+        message = f"The model `{model.name}` is not among those that this key may use."
+        raise Forbidden(message, param="model", code="model_not_allowed")
+    return model, terms
 
 
 def find_model(models: Mapping[str, Model], name: str) -> Model:

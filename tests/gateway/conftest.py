@@ -14,6 +14,7 @@ from gateway.http.client import Client
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
 from gateway.http.server import Server
+from gateway.identity.identity import Identity
 from gateway.identity.keyring import ApiKey, Keyring
 from gateway.metrics import Metrics
 from gateway.record import RequestRecord
@@ -54,6 +55,7 @@ async def running(
     *models: Model,
     keys: Sequence[ApiKey] = (),
     tenants: Mapping[str, Tenant] | None = None,
+    identity: Identity | None = None,
     bounds: Bounds | None = None,
     ledger: Ledger | None = None,
 ) -> AsyncIterator[Gateway]:
@@ -61,7 +63,7 @@ async def running(
     metrics, records = Metrics("test"), list[RequestRecord]()
     app = build(
         models={each.name: each for each in models},
-        keys=Keyring(keys) if tenants is None else KnownTenants(tenants),
+        identity=identity or Identity(Keyring(keys) if tenants is None else KnownTenants(tenants)),
         metrics=metrics,
         sinks=(metrics.observe, records.append),
         bounds=bounds,

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.app import App, build
 from gateway.http.message import HttpRequest
-from gateway.identity.keyring import Keyring
+from gateway.identity.identity import Identity
 from gateway.metrics import Metrics
 from gateway.record import Ending, RequestRecord
 from tests.gateway.conftest import model
@@ -56,7 +56,7 @@ def request(stream: bool) -> HttpRequest:
 def serving(upstream: InProcess) -> tuple[App, Metrics, list[RequestRecord]]:
     metrics, records = Metrics("test"), list[RequestRecord]()
     served = model("m", upstream, encoder=PROMPTS)
-    return build(models={"m": served}, keys=Keyring([]), metrics=metrics, sinks=[records.append]), metrics, records
+    return build(models={"m": served}, identity=Identity(), metrics=metrics, sinks=[records.append]), metrics, records
 
 
 async def rounds(number: int) -> None:

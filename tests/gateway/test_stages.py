@@ -30,11 +30,12 @@ from gateway.errors import (
     UpstreamFailure,
 )
 from gateway.generation import Generation
+from gateway.identity.identity import ANYBODY, Identity
 from gateway.identity.keyring import ApiKey, Keyring, tenant_named
 from gateway.record import Ending, RequestRecord
 from gateway.scope import Scope
 from gateway.stages.admit import Admit
-from gateway.stages.authenticate import ANYBODY, Authenticate
+from gateway.stages.authenticate import Authenticate
 from gateway.stages.bound import Bound
 from gateway.stages.choose import Choose
 from gateway.stages.generate import Generate
@@ -94,14 +95,14 @@ async def test_the_first_listed_stage_sees_the_call_first() -> None:
 async def test_a_key_names_its_tenant(headers: dict[bytes, bytes]) -> None:
     asked = call(headers)
 
-    await Authenticate(Keyring([ApiKey("a", "key-of-a"), ApiKey("b", "key-of-b")]))(asked, answer)
+    await Authenticate(Identity(Keyring([ApiKey("a", "key-of-a"), ApiKey("b", "key-of-b")])))(asked, answer)
 
     assert asked.tenant == tenant_named("a")
     assert asked.tenant.salt != tenant_named("b").salt
 
 
 async def test_a_missing_and_a_wrong_key_are_told_in_the_same_words() -> None:
-    stage = Authenticate(Keyring([ApiKey("a", "key-of-a")]))
+    stage = Authenticate(Identity(Keyring([ApiKey("a", "key-of-a")])))
     told = set()
     for headers in (
         {},
@@ -124,7 +125,7 @@ async def test_a_missing_and_a_wrong_key_are_told_in_the_same_words() -> None:
 async def test_without_keys_everybody_is_the_same_tenant() -> None:
     asked = call({b"authorization": b"Bearer anything"})
 
-    await Authenticate(Keyring([]))(asked, answer)
+    await Authenticate(Identity(Keyring([])))(asked, answer)
 
     assert asked.tenant is ANYBODY
 
@@ -155,8 +156,11 @@ async def test_a_name_leads_to_its_model() -> None:
 
 
 async def test_an_unknown_name_is_not_found() -> None:
+    asked = call()
+    asked.tenant = Tenant("somebody")
+
     with pytest.raises(ModelNotFound) as caught:
-        await Resolve({"other": model("other")})(call(), answer)
+        await Resolve({"other": model("other")})(asked, answer)
 
     assert (caught.value.status, caught.value.param, caught.value.code) == (404, "model", "model_not_found")
 
