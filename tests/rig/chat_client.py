@@ -7,6 +7,7 @@ wall clock, the one that Redis tells the time by.
 import asyncio
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,10 +100,8 @@ class ChatClient:
             + body
         )
         if ask.leave_after == 0:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(reader.read(1), ask.linger_s)
-            except TimeoutError:
-                pass
             told.ending = "left"
             return
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
