@@ -82,16 +82,18 @@ class Ledger:
         cached_tokens: int = 0,
         max_output: int | None,
         exact: bool = True,
+        least: int = 1,
         whole: bool = False,
     ) -> Reservation:
         """Promise a call its input and, slice by slice, its output: enter it, or `LimitExceeded`, `StoreError`.
 
-        `exact` says that the counts are the served model's own and not estimates; `whole` that nobody will count what
-        is produced until it is there, so that all of `max_output` is asked for at once, where it has a bound.
+        `exact` says that the counts are the served model's own and not estimates; `least` how much output is worth
+        beginning for; `whole` that nobody will count what is produced until it is there, so that all of `max_output` is
+        asked for at once, where it has a bound.
         """
         bound = UNBOUNDED if max_output is None else max_output
         whole = whole and max_output is not None
-        rules, least = account.tokens, min(1, bound)
+        rules, least = account.tokens, min(least, bound)
         reservation = Reservation(self, account, rules, call_id, least, bound, exact=exact, whole=whole)
         reservation.holder.input, reservation.holder.cached = input_tokens, cached_tokens
         return reservation

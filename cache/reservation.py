@@ -66,6 +66,8 @@ class Reservation:
 
     Count what is produced with `count`, and never produce more than `room()`; at 0, `more()` waits for the next slice
     or says that there is none, and `edge` names the limit. `usage` replaces the counts where somebody knows better.
+    `degraded` says that it is a promise of this process alone, because the store is down; `shadowed` are the shadow
+    limits that would have refused it or cut it short so far; `tight` is what cut the first slice, if anything did.
     Who produces on another thread reads `granted` and `good_until_us`, and sets `on_grant` to be told when they change.
     """
 
@@ -78,12 +80,14 @@ class Reservation:
         "_ledger",
         "_rules",
         "_slice",
+        "degraded",
         "edge",
         "holder",
         "max_output",
         "on_grant",
         "shadowed",
         "standings",
+        "tight",
     )
 
     def __init__(
@@ -109,6 +113,8 @@ class Reservation:
         self._final = False  # the last answer cut the grant: asking ahead again is of no use
         self.holder = Holder(name, rules, lease_us=ledger.lease_us, exact=exact)
         self.edge: Limit | None = None
+        self.tight: Limit | None = None
+        self.degraded = False
         self.on_grant: Callable[[], None] | None = None
         self.standings: tuple[Standing, ...] = ()
         self.shadowed: tuple[Limit, ...] = ()
@@ -122,11 +128,6 @@ class Reservation:
     def good_until_us(self) -> int | None:
         """Until when, on the ledger's clock (`time.monotonic()` in µs), what is granted holds; None for ever."""
         return self.holder.good_until if self._home is not None else None
-
-    @property
-    def degraded(self) -> bool:
-        """Whether this is a promise of this process alone, because the store is down."""
-        return self._home is not None and self._home.replicas > 0
 
     async def __aenter__(self) -> "Reservation":
         if self._rules:
@@ -216,7 +217,10 @@ class Reservation:
             raise LimitExceeded(limit, wait_us, self.standings, answer.standings[answer.limit][0])
         if answer.verdict is not Verdict.GRANTED:
             raise StoreUnavailable(f"the reservation was {answer.verdict.name.lower()}", reason="late")
+        if answer.limit >= 0:
+            self.tight = step.claims[answer.limit].limit
         self._home = home
+        self.degraded = home.replicas > 0
 
     def _extend_soon(self, want: int) -> None:
         home = self._home
@@ -274,7 +278,10 @@ class Reservation:
         self.holder.heard(step, answer, sent, edge)
         if answer.standings:
             self.standings = standings(step, answer)
-            self.shadowed = tuple([step.claims[index].limit for index in answer.shadowed])
+            for index in answer.shadowed:
+                limit = step.claims[index].limit
+                if limit not in self.shadowed:
+                    self.shadowed += (limit,)
         if self.on_grant is not None:
             self.on_grant()
 
@@ -291,6 +298,7 @@ class Reservation:
         self._ledger.insist(old, organisation, self.holder.settle(old.store.clock(organisation)))
         self.holder = self.holder.anew(shares(self._rules, max(1, home.replicas)), begun=True)
         self._home = home
+        self.degraded = home.replicas > 0
 
     def _take_back(self, home: Home) -> None:
         organisation = self._account.organisation

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from gateway.call import Operation
-from gateway.record import Ending, RequestRecord
+from gateway.record import Ending, QuotaRecord, RequestRecord
 from policies.outcome import Outcome
 
 FLUSH_EVERY_S = 0.25
@@ -32,6 +32,18 @@ class AttemptLine(msgspec.Struct, omit_defaults=True):
     error: str | None = None
 
 
+class QuotaLine(msgspec.Struct, omit_defaults=True):
+    """What the limits said, by their names: who refused, who cut the answer short, whose shadows would have."""
+
+    refused: str | None = None
+    ended: str | None = None
+    shadowed: tuple[str, ...] = ()
+    reserved_tokens: int | None = None
+    overshoot_tokens: int = 0
+    estimate: bool = False
+    degraded: bool = False
+
+
 class Line(msgspec.Struct, omit_defaults=True):
     """One line of the log. Fields that are unknown or zero are left out."""
 
@@ -46,11 +58,20 @@ class Line(msgspec.Struct, omit_defaults=True):
     model: str | None = None
     asked_model: str | None = None
     tenant: str | None = None
+    organisation: str | None = None
+    team: str | None = None
+    key: str | None = None
     stream: bool = False
     first_event_ms: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    input_tokens: int | None = None
+    asked_output: int | None = None
+    max_output: int | None = None
+    choices: int = 1
+    cost_nano_usd: int | None = None
+    quota: QuotaLine | None = None
     bytes_in: int = 0
     bytes_out: int = 0
     attempts: list[AttemptLine] = []
@@ -159,12 +180,21 @@ def line_of(record: RequestRecord) -> Line:
         operation=record.operation,
         model=record.model,
         asked_model=None if record.asked_model in (None, record.model) else printable(record.asked_model or ""),
-        tenant=record.tenant,
+        tenant=None if record.tenant is None else printable(record.tenant),
+        organisation=None if record.organisation is None else printable(record.organisation),
+        team=None if record.team is None else printable(record.team),
+        key=None if record.key is None else printable(record.key),
         stream=record.stream,
         first_event_ms=None if first is None else round(first * 1e3, 3),
         prompt_tokens=record.usage.prompt,
         completion_tokens=record.usage.completion,
         cached_tokens=record.usage.cached,
+        input_tokens=record.input_tokens,
+        asked_output=record.asked_output,
+        max_output=record.max_output,
+        choices=record.choices,
+        cost_nano_usd=record.cost,
+        quota=None if record.quota is None else quota_line(record.quota),
         bytes_in=record.bytes_in,
         bytes_out=record.bytes_out,
         attempts=[
@@ -176,6 +206,19 @@ def line_of(record: RequestRecord) -> Line:
             )
             for attempt in record.attempts
         ],
+    )
+
+
+def quota_line(quota: QuotaRecord) -> QuotaLine:
+    """Turn what the limits said into its part of the line."""
+    return QuotaLine(
+        refused=None if quota.refused is None else printable(quota.refused.key),
+        ended=None if quota.ended is None else printable(quota.ended.key),
+        shadowed=tuple([printable(hit.key) for hit in quota.shadowed]),
+        reserved_tokens=quota.reserved,
+        overshoot_tokens=quota.overshoot,
+        estimate=not quota.exact,
+        degraded=quota.degraded,
     )
 
 

@@ -187,3 +187,5 @@ def note(event: Event, generation: Generation) -> None:
         generation.emitted.setdefault(event.index, []).extend(event.token_ids)
     if event.finish is not None:
         generation.finishes[event.index] = event.finish
+        if event.limit is not None:
+            generation.limit = event.limit

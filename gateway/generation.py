@@ -24,9 +24,10 @@ class Generation:
 
     deadline: float
     scope: Scope = field(default_factory=Scope)
-    usage: Usage | None = None  # dispatch: None until the upstream has said it
+    usage: Usage | None = None  # dispatch: None until the upstream has said it; meter, where it never does
     emitted: dict[int, list[int]] = field(default_factory=dict)  # dispatch: per choice, the token ids sent so far
     finishes: dict[int, FinishReason] = field(default_factory=dict)  # dispatch: per choice, once it has ended
+    limit: str | None = None  # dispatch, or meter where it stopped an upstream: the limit that ended a choice
     reservation: Reservation | None = None  # meter: the tokens promised to it; None where no limit counts tokens
 
 

@@ -18,8 +18,9 @@ import msgspec
 from cache.reservation import Reservation
 from gateway.call import Call, Event, Events, FinishReason, PromptEncoder, Usage
 from gateway.errors import BadRequest, Overloaded, QuotaUnavailable, UpstreamError, UpstreamFailure
-from gateway.quota import Quota, num_choices
+from gateway.quota import num_choices
 from gateway.upstreams.event_stream import data_of
+from gateway.upstreams.splice import put_field
 
 REFUSALS = frozenset((UpstreamFailure.STATUS, UpstreamFailure.IN_BAND))
 _AFTER_EVENT = re.compile(rb"(?<=\n\n)|(?<=\r\r)|(?<=\n\r\n)")
@@ -102,12 +103,13 @@ _decode = msgspec.json.Decoder(Pieces).decode
 
 
 class Tally:
-    """Counts events' tokens. `finished` are the choices that have ended."""
+    """Counts events' tokens. `finished` are the choices that have ended, `finishes` the reasons that were given."""
 
     def __init__(self, encoder: PromptEncoder | None, *, streamed: bool) -> None:
         self._encoder = encoder
         self._streamed = streamed
         self.finished: set[int] = set()
+        self.finishes: set[str] = set()
 
     def count(self, data: bytes) -> int:
         """Tell the tokens of an event's data, or of a whole answer; what cannot be read counts as one."""
@@ -119,6 +121,7 @@ class Tally:
         for piece in pieces.choices:
             if piece.finish_reason is not None:
                 self.finished.add(piece.index)
+                self.finishes.add(piece.finish_reason)
             tokens += self._tokens(piece)
         return tokens
 
@@ -148,13 +151,12 @@ def _texts(piece: Piece) -> Iterator[str | None]:
 class Metered:
     """The events of an HTTP upstream's answer, counted against a reservation, and ended where that ends."""
 
-    __slots__ = ("_call", "_cut", "_events", "_quota", "_reservation", "_streamed", "_tally")
+    __slots__ = ("_call", "_cut", "_events", "_reservation", "_streamed", "_tally")
 
-    def __init__(self, events: Events, call: Call, reservation: Reservation, quota: Quota) -> None:
+    def __init__(self, events: Events, call: Call, reservation: Reservation) -> None:
         self._events = events
         self._call = call
         self._reservation = reservation
-        self._quota = quota
         self._streamed = call.request.stream
         self._tally = Tally(call.model.encoder, streamed=self._streamed)
         self._cut: Iterator[Event] | None = None
@@ -171,6 +173,9 @@ class Metered:
         event = await self._events.__anext__()
         if not event.raw:
             return event
+        if not self._streamed:
+            await self._take_whole(event, event.raw)
+            return event
         counts = self._count(event.raw)
         tokens = sum(counts)
         if event.usage is not None:
@@ -180,7 +185,7 @@ class Metered:
                 return event
             tokens = said
         missing = await self._take(tokens)
-        if not missing or not self._streamed:
+        if not missing:
             return event
         return await self._end(event.raw, counts, sum(counts) - missing)
 
@@ -190,9 +195,20 @@ class Metered:
 
     def _count(self, raw: bytes) -> list[int]:
         """Tell the tokens of each event in `raw`."""
-        if not self._streamed:
-            return [self._tally.count(raw)]
         return [self._tally.count(data) if (data := data_of(event)) else 0 for event in events_in(raw)]
+
+    async def _take_whole(self, event: Event, raw: bytes) -> None:
+        """Count an answer that came whole, and name the limit in it, if one kept it from going on."""
+        counted = self._tally.count(raw)
+        generation, reservation = self._call.generation, self._reservation
+        if generation.usage is None:
+            generation.usage = Usage(prompt=reservation.holder.input, completion=counted)
+        completion = generation.usage.completion
+        await self._take(completion)
+        tight = reservation.tight
+        if tight is not None and FinishReason.LENGTH in self._tally.finishes and completion >= reservation.granted:
+            generation.limit = tight.key
+            event.raw = put_field(raw, "penstock", {"limit": tight.key})
 
     async def _take(self, tokens: int) -> int:
         """Count tokens, asking for more where they do not fit; tell how many found no room, which are counted too."""
@@ -215,8 +231,8 @@ class Metered:
         if edge is None:
             message = "The gateway lost the store of its limits, and what it had granted is used up."
             raise QuotaUnavailable(message, code="quota_unavailable")
-        self._quota.ended = edge.key
         generation, holder = self._call.generation, self._reservation.holder
+        generation.limit = edge.key
         cached = 0 if generation.usage is None else generation.usage.cached
         generation.usage = Usage(prompt=holder.input, completion=holder.output, cached=cached)
         self._cut = self._ends(edge.key)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from gateway.quota_metrics import QuotaNumbers
 from gateway.record import RequestRecord
 
 BATCH = 64  # requests counted in a row
@@ -82,7 +83,8 @@ class ModelNumbers:
 class Metrics:
     """All numbers of one process. Written on the event loop; `exposition` is what `/metrics` answers.
 
-    `in_flight` is raised and lowered by the `Record` stage. Engines and other sources of gauges are read when scraped.
+    `in_flight` is raised and lowered by the `Record` stage; `quota` is what was counted of limits. Engines and other
+    sources of gauges are read when scraped.
     """
 
     def __init__(self, version: str) -> None:
@@ -94,6 +96,7 @@ class Metrics:
         self._attempts: dict[tuple[str, str, str], int] = {}
         self._engines: dict[str, Callable[[], Mapping[str, float]]] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self.quota = QuotaNumbers()
         self._version = version
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -117,6 +120,8 @@ class Metrics:
         self._requests[key] = self._requests.get(key, 0) + 1
         if record.error is not None:
             self._errors[record.error] = self._errors.get(record.error, 0) + 1
+        if record.quota is not None:
+            self.quota.count(record)
         for attempt in record.attempts:
             outcome = attempt.outcome.value if attempt.outcome is not None else "ignored"
             attempted = (attempt.upstream, outcome, attempt.error or "")
@@ -165,6 +170,7 @@ class Metrics:
         yield _counter("attempts", "Sendings to upstreams.", ("upstream", "outcome", "error"), attempts)
         yield from self._model_families()
         yield from self._engine_families()
+        yield from self.quota.families()
 
     def _model_families(self) -> Iterator[Metric]:
         labels = ("model", "operation")

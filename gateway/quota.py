@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cache.reservation import Reservation
 from gateway.call import Call, TextPrompt
 from policies.account import Account
+from policies.bucket import Limit
 from policies.holder import Rule
 
 
@@ -12,16 +13,21 @@ from policies.holder import Rule
 class Quota:
     """One call's reservations. `entry` is None where no limit counts calls, `tokens` where none counts tokens.
 
-    `refused` is the rule that answered 429, `ended` the key of the limit that an answer was cut off at; `overshoot` are
-    output tokens that an upstream had produced past it by then.
+    `refused` is the rule that answered 429; `overshoot` are output tokens that nobody had granted.
     """
 
     account: Account
     entry: Reservation | None = None  # throttle
     tokens: Reservation | None = None  # meter
     refused: Rule | None = None  # whichever of the two it was
-    ended: str | None = None  # dispatch, where an engine stopped; meter, where it cut an upstream off
+    reserved: int | None = None  # meter: tokens promised in the end, input and output together
     overshoot: int = 0  # meter
+
+    @property
+    def shadowed(self) -> tuple[Limit, ...]:
+        """The shadow limits that would have refused it, or cut it short."""
+        found = () if self.entry is None else self.entry.shadowed
+        return found if self.tokens is None else found + self.tokens.shadowed
 
     @property
     def degraded(self) -> bool:
@@ -32,6 +38,16 @@ class Quota:
 def rule_of(account: Account, key: str) -> Rule:
     """Give the rule whose limit has this key."""
     return next(rule for rule in (*account.entry, *account.tokens) if rule.limit.key == key)
+
+
+def level_of(key: str) -> str:
+    """Tell from a limit's name which kind of scope it stands on: the names are those of `policies.compile`."""
+    scope = key.partition(" ")[0]
+    if "#" in scope:
+        return "key"
+    if scope.endswith("/*"):
+        return "team"
+    return "tenant" if "/" in scope else "organisation"
 
 
 def num_choices(call: Call) -> int:

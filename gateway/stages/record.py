@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol
 
-from gateway.call import Call, Handler, Reply
+from gateway.call import Call, Handler, Reply, Usage
 from gateway.errors import GatewayError, InternalError
 from gateway.generation import usage_of
 from gateway.http.message import HttpRequest
-from gateway.record import Ending, RequestRecord
+from gateway.quota import Quota, level_of, num_choices, rule_of
+from gateway.record import Ending, LimitHit, QuotaRecord, RequestRecord
 
 CLIENT_CLOSED = 499  # nginx's number for a caller who left before the answer began
 
@@ -51,6 +52,9 @@ class Record:
         request, attempts = call.request, call.attempts
         status, ending, label = judge(status, error, asked=bool(attempts))
         first_event = attempts[-1].first_event if attempts else None
+        tenant = call.tenant if hasattr(call, "tenant") else None
+        tokens = call.tokens if hasattr(call, "tokens") else None
+        usage = usage_of(call)
         duration_s = self._clock() - call.received
         record = RequestRecord(
             id=call.id,
@@ -62,11 +66,20 @@ class Record:
             operation=request.operation,
             asked_model=request.model,
             model=call.model.name if hasattr(call, "model") else None,
-            tenant=call.tenant.id if hasattr(call, "tenant") else None,
+            tenant=None if tenant is None else tenant.id,
+            organisation=None if tenant is None else tenant.organisation,
+            team=None if tenant is None else tenant.team,
+            key=None if tenant is None else tenant.key,
             stream=request.stream,
             duration_s=duration_s,
             first_event_s=None if first_event is None else first_event - call.received,
-            usage=usage_of(call),
+            usage=usage,
+            input_tokens=None if tokens is None else tokens.input,
+            asked_output=request.max_tokens,
+            max_output=None if tokens is None else tokens.output,
+            choices=num_choices(call),
+            cost=cost_of(call, usage),
+            quota=None if call.quota is None else quota_record(call, call.quota),
             attempts=attempts,
             bytes_in=len(call.body),
             bytes_out=call.sent_bytes,
@@ -124,3 +137,31 @@ def judge(status: int, error: BaseException | None, *, asked: bool) -> tuple[int
         return status or CLIENT_CLOSED, Ending.LEFT, "client_closed"
     known = error if isinstance(error, GatewayError) else InternalError("")
     return status or known.status, Ending.FAILED if asked else Ending.REFUSED, known.label
+
+
+def cost_of(call: Call, usage: Usage) -> int | None:
+    """Tell what a call cost, in billionths of a US dollar; None where no price is known."""
+    price = call.terms.price if hasattr(call, "terms") else None
+    if price is None:
+        return None
+    fresh = usage.prompt - usage.cached
+    return fresh * price.input + usage.cached * price.cached + usage.completion * price.output
+
+
+def quota_record(call: Call, quota: Quota) -> QuotaRecord:
+    """Tell what the limits said of a call that has ended."""
+    ended = call.generation.limit if hasattr(call, "generation") else None
+    tokens, account = quota.tokens, quota.account
+
+    def hit(key: str) -> LimitHit:
+        return LimitHit(key, rule_of(account, key).measure, level_of(key))
+
+    return QuotaRecord(
+        refused=None if quota.refused is None else hit(quota.refused.limit.key),
+        ended=None if ended is None else hit(ended),
+        shadowed=tuple([hit(limit.key) for limit in quota.shadowed]),
+        reserved=quota.reserved,
+        overshoot=quota.overshoot,
+        exact=tokens is None or tokens.holder.exact,
+        degraded=quota.degraded,
+    )
