@@ -19,7 +19,7 @@ from cache.reservation import Reservation
 from gateway.call import Call, Event, Events, FinishReason, PromptEncoder, Usage
 from gateway.errors import BadRequest, Overloaded, QuotaUnavailable, UpstreamError, UpstreamFailure
 from gateway.quota import num_choices
-from gateway.upstreams.event_stream import data_of
+from gateway.upstreams.event_stream import DONE, data_of
 from gateway.upstreams.splice import put_field
 
 REFUSALS = frozenset((UpstreamFailure.STATUS, UpstreamFailure.IN_BAND))
@@ -113,6 +113,8 @@ class Tally:
 
     def count(self, data: bytes) -> int:
         """Tell the tokens of an event's data, or of a whole answer; what cannot be read counts as one."""
+        if data == DONE:
+            return 0
         try:
             pieces = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
