@@ -168,6 +168,14 @@ class BlockPool:
         """Count the blocks, `besides` those, that nobody else holds: what freeing the sequence would make available."""
         return sum(1 for number in sequence.block_table if self._blocks[number].refs == 1 and number not in besides)
 
+    def num_reclaimable(self, sequences: Iterable[Sequence], besides: Seq[int] = ()) -> int:
+        """Count the blocks, `besides` those, that nobody but `sequences` holds: what freeing all of them would bring."""
+        refs: dict[int, int] = {}
+        for sequence in sequences:
+            for number in sequence.block_table:
+                refs[number] = refs.get(number, 0) + 1
+        return sum(1 for number, held in refs.items() if self._blocks[number].refs == held and number not in besides)
+
     def free(self, sequence: Sequence, *, spoilt: bool = False) -> None:
         """Take every block back; indexed ones stay cached, the end of the sequence first to be evicted.
 

@@ -3,6 +3,9 @@
 Callers touch the inbox only, under a lock held for a few instructions; scheduler, pool, runner and text belong to the
 engine's thread alone. Whatever a step brings, the ends of aborted and failed answers included, leaves in one `deliver`
 call, so that an event loop is crossed to once a step and not once a token.
+
+An allowance (`engine.allowance`) is the one thing that both sides touch while an answer runs; its page says why they
+may.
 """
 
 import logging
@@ -21,7 +24,7 @@ from engine.meter import Meter
 from engine.order import FirstCome, Order
 from engine.outbox import Outbox
 from engine.output import EngineStats, GenerateRequest, Output
-from engine.scheduler import Scheduler
+from engine.scheduler import Progress, Scheduler
 from engine.sequence import FinishReason, Sequence
 from engine.text.stream import TextStream
 
@@ -73,6 +76,7 @@ class Engine:
         self._wake = threading.Condition()  # guards what follows
         self._inbox: list[Ticket] = []
         self._aborts: list[str] = []
+        self._nudged = False
         self._live: set[str] = set()  # ids submitted and not ended
         self._num_incoming = 0  # choices in the inbox
         self._stopping = False
@@ -101,6 +105,7 @@ class Engine:
                 salt=request.salt,
                 order_key=request.order_key,
                 weight=request.weight,
+                allowance=request.allowance,
             )
             for index in range(request.n)
         ]
@@ -124,6 +129,12 @@ class Engine:
             if request_id in self._live:
                 self._aborts.append(request_id)
                 self._wake.notify()
+
+    def nudge(self) -> None:
+        """Say that an allowance has changed; wakes an engine whose answers are all short of tokens."""
+        with self._wake:
+            self._nudged = True
+            self._wake.notify()
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -160,7 +171,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._inbox or self._aborts or self.scheduler.has_work)
+        return bool(self._inbox or self._aborts or self._nudged or self.scheduler.has_work)
 
     def step(self) -> None:
         """Drain the inbox, run one batch, hand the outputs over."""
@@ -169,6 +180,8 @@ class Engine:
         self._drain(outputs)
         for sequence in self.scheduler.expire(started):
             self._end(sequence, FinishReason.ERROR, outputs, "deadline")
+        if self.scheduler.rations.limited:
+            self._ration(started, outputs)
         batch = self.scheduler.schedule()
         model_s = self._compute(batch, outputs) if batch is not None else 0.0
         self.stats = self._snapshot()
@@ -190,17 +203,24 @@ class Engine:
             self._close()
 
     def _wait_for_work(self) -> bool:
-        """Sleep until there is something to do; false when it is to stop."""
+        """Sleep until there is something to do or somebody's deadline comes; false when it is to stop."""
         with self._wake:
             while not self._stopping and not self.has_work:
-                self._wake.wait()
+                deadline = self.scheduler.next_deadline()  # of those who are short of tokens: nobody else is left
+                wait_s = None if deadline is None else deadline - self._clock()
+                if wait_s is not None and wait_s <= 0:
+                    break
+                self._wake.wait(wait_s)
             return not self._stopping
 
     def _drain(self, outputs: list[Output]) -> None:
         """Take in new requests, then abort, so that a request aborted in between is known."""
-        if not self._inbox and not self._aborts:
+        if not self._inbox and not self._aborts and not self._nudged:
             return
         with self._wake:
+            if self._nudged:
+                self._nudged = False
+                self.scheduler.rations.heed()
             inbox, self._inbox = self._inbox, []
             aborts, self._aborts = self._aborts, []
             self._num_incoming = 0
@@ -217,6 +237,17 @@ class Engine:
                 if choice in self._outbox:
                     self._meter.aborts += 1
                     self._end(choice, FinishReason.ABORT, outputs)
+
+    def _ration(self, now: float, outputs: list[Output]) -> None:
+        """Share out the allowances; end whose is closed and used up, and say of the others that they are short."""
+        verdicts = self.scheduler.ration(now)
+        outputs += [self._outbox.pause(sequence) for sequence in verdicts.short]
+        for sequence in verdicts.ended:
+            output = self._outbox.push(Progress(sequence, (), None, FinishReason.LENGTH, None, 0, limited=True))
+            assert output is not None, "an end is never withheld"
+            assert output.finish is not None
+            outputs.append(output)
+            self._settle(sequence, output.finish)
 
     def _compute(self, batch: Batch, outputs: list[Output]) -> float:
         """Run a batch and collect what it brought; give the seconds that the runner took."""
@@ -298,6 +329,7 @@ class Engine:
         scheduler, pool, meter = self.scheduler, self.scheduler.pool, self._meter
         return EngineStats(
             running=len(scheduler.running),
+            parked=len(scheduler.rations.parked),
             waiting=scheduler.num_waiting,
             waiting_prefill_tokens=scheduler.num_waiting_prefill_tokens,
             free_blocks=pool.num_free,

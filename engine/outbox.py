@@ -52,7 +52,7 @@ class Outbox:
         self._drafts[sequence] = Draft(stream)
 
     def push(self, progress: Progress) -> Output | None:
-        """Take in one step's tokens; None if nothing may go out yet. An output with `finish` closes the draft.
+        """Take in one step's tokens; None if nothing may go out yet and nobody counts. An output with `finish` closes the draft.
 
         A stop string wins over the length limit that the same token reached, and over tokens accepted behind it.
         """
@@ -75,7 +75,7 @@ class Outbox:
             num_out = len(token_ids)
         elif not num_out and not piece.text:
             draft.token_ids, draft.logprobs = token_ids, logprobs
-            return None
+            return None if sequence.allowance is None else _nothing(sequence)
         if finish is None:
             draft.token_ids, draft.logprobs = token_ids[num_out:], logprobs[num_out:]
         else:
@@ -91,22 +91,34 @@ class Outbox:
             sequence.num_prompt,
             sequence.num_cached,
             num_generated,
+            None,
+            progress.limited and finish is FinishReason.LENGTH,
         )
 
     def close(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> Output:
         """End an answer from outside; text that is still withheld stays so."""
         del self._drafts[sequence]
-        return Output(
-            sequence.request_id,
-            sequence.index,
-            (),
-            "",
-            finish=finish,
-            num_prompt=sequence.num_prompt,
-            num_cached=sequence.num_cached,
-            num_generated=sequence.num_generated,
-            error=error,
-        )
+        output = _nothing(sequence)
+        output.finish, output.error = finish, error
+        return output
+
+    def pause(self, sequence: Sequence) -> Output:
+        """Say that an answer can go no further for now: its allowance has nothing left."""
+        output = _nothing(sequence)
+        output.short = True
+        return output
+
+
+def _nothing(sequence: Sequence) -> Output:
+    return Output(
+        sequence.request_id,
+        sequence.index,
+        (),
+        "",
+        num_prompt=sequence.num_prompt,
+        num_cached=sequence.num_cached,
+        num_generated=sequence.num_generated,
+    )
 
 
 def _joined(first: Piece, second: Piece) -> Piece:

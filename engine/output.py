@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from engine.allowance import Allowance
 from engine.batch import Logprobs
 from engine.params import SamplingParams
 from engine.sequence import FinishReason
@@ -11,7 +12,7 @@ from engine.sequence import FinishReason
 class GenerateRequest:
     """One request of `n` choices over the same prompt. `deadline` is `time.monotonic()` seconds.
 
-    `salt` separates the prefix caches of those who must not share; `order_key` and `weight` are for the fair order.
+    `allowance`, if there is one, bounds what may be produced; requests of one call share it. `salt` separates the prefix caches of those who must not share; `order_key` and `weight` are for the fair order.
     """
 
     id: str
@@ -23,17 +24,22 @@ class GenerateRequest:
     order_key: str = ""
     weight: float = 1.0
     deadline: float | None = None
+    allowance: Allowance | None = None
 
 
 @dataclass(slots=True)
 class Output:
-    """What one step brought for one choice. Not changed by anybody, though not frozen (see `engine.batch`).
+    """What one step brought for one choice. Not changed by anybody who gets it, though not frozen (see `engine.batch`).
 
     A token travels with the last byte of its text: tokens whose text is still withheld (half a character, a possible
     beginning of a stop string) come with a later output. `logprobs` runs parallel to `token_ids` when asked. On the
     last output `finish` is set and nothing follows. `num_generated` counts every token that was produced so far, a stop
     token and those of a cut stop string included, though neither is among `token_ids`; `stop` is the one that was met.
-    `error` says what went wrong when `finish` is ERROR: "deadline" if the request still waited then.
+    `error` says what went wrong when `finish` is ERROR: "deadline" where that had passed.
+
+    A sequence with an allowance has an output for every token, also while all its text is withheld, so that the tokens
+    can be counted. `short` marks one without any: the allowance has nothing left, and nothing more comes until it is
+    renewed or closed. `limited` says that LENGTH means the allowance's end.
     """
 
     request_id: str
@@ -47,6 +53,8 @@ class Output:
     num_cached: int = 0
     num_generated: int = 0
     error: str | None = None
+    limited: bool = False
+    short: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +62,12 @@ class EngineStats:
     """A snapshot published once a step and read without a lock. Times in seconds, smoothed over the last steps.
 
     `running` and `waiting` count choices, as do the counters `preemptions` and `aborts`. Counters only grow.
+    `parked` of those running produce nothing, because their allowance has nothing left; some that wait may also lack it.
     `step_share_outside_model` is what schedule, text and hand-over take of a step: 1 - runner / step.
     """
 
     running: int = 0
+    parked: int = 0
     waiting: int = 0
     waiting_prefill_tokens: int = 0
     free_blocks: int = 0

@@ -11,6 +11,10 @@ standing only, from the lowest priority and there from the one that loses the le
 gives way itself. A waiting one takes from a strictly lower priority only. Hence the one of highest standing always
 moves on, and since each request that is let in fits into the pool alone, every one of them finishes: no two can take
 blocks from each other in turn.
+
+A sequence whose allowance has nothing left is parked (`engine.rations`). It is the one exception to standing: anybody
+takes its blocks and its place, before those of one that moves. That cannot go on for ever either, because it comes back
+only with at least one token more to produce. So among those who have tokens the highest always moves on.
 """
 
 from bisect import insort
@@ -25,6 +29,7 @@ from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.errors import PromptEmpty, PromptTooLong
 from engine.order import Order
+from engine.rations import Rations, Verdicts
 from engine.sequence import FinishReason, Sequence, Status
 from engine.waiting import WaitingQueue
 
@@ -37,6 +42,7 @@ class Progress(NamedTuple):
     """What one step brought for one sequence: tokens to emit, and whether it ended.
 
     A stop token is not among `token_ids`, unless the parameters include it; `stop` names it, `num_accepted` counts it.
+    `limited` says that it ended because its allowance did.
     """
 
     sequence: Sequence
@@ -46,6 +52,7 @@ class Progress(NamedTuple):
     stop: int | None
     num_accepted: int
     error: str | None = None
+    limited: bool = False
 
 
 class Scheduler:
@@ -68,6 +75,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.running: list[Sequence] = []  # by standing, the highest first
         self.waiting = WaitingQueue(order)
+        self.rations = Rations()
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # of prompts, found at their first admission
         self._order = order
@@ -83,12 +91,12 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether `schedule` would give a batch."""
-        return bool(self.running or self.waiting)
+        return len(self.running) > len(self.rations.parked) or bool(self.waiting)
 
     @property
     def num_waiting(self) -> int:
-        """How many sequences wait to be admitted. May be read from any thread."""
-        return len(self.waiting) + self._num_siblings
+        """How many sequences wait to be admitted, or for a token to be admitted with. May be read from any thread."""
+        return len(self.waiting) + self._num_siblings + len(self.rations.shelved)
 
     @property
     def num_waiting_prefill_tokens(self) -> int:
@@ -109,6 +117,7 @@ class Scheduler:
         """Let the choices of one request wait."""
         for sequence in choices:
             sequence.arrival = next(self._arrivals)
+            self.rations.add(sequence)
             self._watch(sequence)
         first, *others = choices
         self.waiting.push(first)
@@ -120,14 +129,36 @@ class Scheduler:
                 self.waiting.push(sequence)
 
     def expire(self, now: float) -> list[Sequence]:
-        """End the sequences that still wait past their deadline, and return them."""
+        """End the sequences that are past their deadline, and return them."""
         expired = []
         while self._deadlines and self._deadlines[0][0] <= now:
             sequence = heappop(self._deadlines)[2]
-            if sequence.status is Status.WAITING:
+            if sequence.status is not Status.FINISHED:
                 self.finish(sequence, FinishReason.ERROR)
                 expired.append(sequence)
         return expired
+
+    def next_deadline(self) -> float | None:
+        """Tell when `expire` will next end somebody, if nothing else happens."""
+        while self._deadlines and self._deadlines[0][2].status is Status.FINISHED:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def ration(self, now: float) -> Verdicts:
+        """Share out the allowances for the step to come. To be called before `schedule`, if any sequence has one.
+
+        Who has ended is for the caller to finish.
+        """
+        verdicts = self.rations.share(self.running, now)
+        for sequence in verdicts.resumed:
+            self.waiting.push_resumed(sequence)
+        for sequence in verdicts.ended:
+            if self.waiting.discard(sequence):
+                self.rations.shelve(sequence)
+        while (head := self.waiting.head()) is not None and self.rations.refuses(head, verdicts):
+            self.waiting.discard(head)
+            self.rations.shelve(head)
+        return verdicts
 
     def finish(self, sequence: Sequence, reason: FinishReason, *, spoilt: bool = False) -> None:
         """End a sequence wherever it stands and take its blocks back. A finished one only changes its reason.
@@ -137,8 +168,10 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
             self._release(sequence, spoilt)
-        elif sequence.status is Status.WAITING and not self.waiting.discard(sequence):
-            self._num_siblings -= 1
+        elif sequence.status is Status.WAITING:
+            if sequence not in self.rations.shelved and not self.waiting.discard(sequence):
+                self._num_siblings -= 1
+        self.rations.drop(sequence)
         sequence.status = Status.FINISHED
         sequence.finish = reason
         self._spare = max(self._spare * SPARE_DECAY, LEAST_SPARE)
@@ -150,16 +183,26 @@ class Scheduler:
         self._grow()
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
+        parked, resting = self.rations.parked, self.rations.resting
+        all_move = not parked and not resting
         for sequence in self.running:
             known, computed = len(sequence.token_ids), sequence.num_computed
-            (decodes if known - computed == 1 else prefills).append(sequence)
+            if known - computed != 1:
+                prefills.append(sequence)
+            elif all_move or (sequence not in parked and sequence not in resting):
+                decodes.append(sequence)
         budget = self.config.max_batch_tokens - len(decodes)
         chunks = []
         candidates = self._prefills(prefills)
         while budget and (candidate := next(candidates, None)) is not None:
             start, known = candidate.num_computed, len(candidate.token_ids)
             size = min(known - start, self.config.max_prefill_chunk, budget)
-            chunks.append(Row(candidate, start, size, start + size == known))
+            samples = start + size == known
+            if samples and not self.rations.take(candidate):
+                size, samples = size - 1, False
+                if not size:
+                    continue
+            chunks.append(Row(candidate, start, size, samples))
             budget -= size
         # An admission may have taken the blocks of a lower priority's decode.
         rows = [Row(s, s.num_computed, 1, True) for s in decodes if s.status is Status.RUNNING]
@@ -212,6 +255,8 @@ class Scheduler:
                 break
         self.pool.advance(sequence, row.start + row.count + num_accepted - 1)
         self._order.served(sequence, row.count, num_accepted)
+        if sequence.allowance is not None:
+            sequence.allowance.used += num_accepted
         if finish is not None:
             self.finish(sequence, finish)
         token_ids, logprobs = sampled.token_ids, sampled.logprobs
@@ -222,19 +267,25 @@ class Scheduler:
 
     def _grow(self) -> None:
         """Give each running sequence the block that its newest token needs, the highest standing first."""
-        position = 0
-        while position < len(self.running):
-            sequence = self.running[position]
-            if not self.pool.lacks_blocks(sequence):
-                position += 1
-            elif self.pool.can_append(sequence):
-                self.pool.append(sequence)
-            else:
-                self._preempt(self._cheapest(self.running[position + 1 :]) or sequence)
+        parked = self.rations.parked
+        for sequence in list(self.running):
+            if not self.pool.lacks_blocks(sequence) or sequence in parked:
+                continue
+            while sequence.status is Status.RUNNING:
+                if self.pool.can_append(sequence):
+                    self.pool.append(sequence)
+                    break
+                lower = self.running[self.running.index(sequence) + 1 :]
+                self._preempt(self._victim([*parked, *lower]) or sequence)
                 self._spare = min(self._spare + 1, MOST_SPARE)
 
+    def _victim(self, sequences: Seq[Sequence]) -> Sequence | None:
+        """Choose whom to preempt: one that is parked, else the cheapest."""
+        parked = [sequence for sequence in sequences if sequence in self.rations.parked] if self.rations.parked else []
+        return self._cheapest(parked) or (parked[-1] if parked else self._cheapest(sequences))
+
     def _cheapest(self, sequences: Seq[Sequence]) -> Sequence | None:
-        """Choose whom to preempt: the lowest priority, then the least work lost, then the latest to arrive."""
+        """Choose among those that move: the lowest priority, then the least work lost, then the latest to arrive."""
 
         def cost(sequence: Sequence) -> tuple[int, int, int]:
             shared = (len(sequence.block_table) - self.pool.num_exclusive(sequence)) * self.pool.block_size
@@ -267,14 +318,15 @@ class Scheduler:
         Those who run and need not give way keep some spare blocks, or the newcomer would be preempted as they grow.
         """
         found = self.pool.match(sequence)
-        lower = [other for other in self.running if other.priority < sequence.priority]
+        parked = self.rations.parked
+        lower = [other for other in self.running if other.priority < sequence.priority or other in parked]
         stay = len(self.running) - len(lower)
         spare = int(stay * self._spare)
-        reclaimable = sum(self.pool.num_exclusive(other, found) for other in lower)
+        reclaimable = self.pool.num_reclaimable(lower, found)
         if stay >= self.config.max_sequences or self.pool.shortage(sequence, found) + spare > reclaimable:
             return False
         while len(self.running) >= self.config.max_sequences or not self.pool.can_allocate(sequence, found, spare):
-            victim = self._cheapest(lower) or lower[-1]
+            victim = self._victim(lower) or lower[-1]
             lower.remove(victim)
             self._preempt(victim)
         self.waiting.discard(sequence)
@@ -287,15 +339,17 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's blocks back, and let it wait to compute its tokens again."""
+        """Take a running sequence's blocks back, and let it wait to compute its tokens again, once it may sample."""
         self.running.remove(sequence)
         self._release(sequence)
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self._gave_way.add(sequence)
-        self.waiting.push_resumed(sequence)
-        self._watch(sequence)
+        if sequence in self.rations.parked:
+            self.rations.shelve(sequence)
+        else:
+            self._gave_way.add(sequence)
+            self.waiting.push_resumed(sequence)
 
     def _release(self, sequence: Sequence, spoilt: bool = False) -> None:
         self.pool.free(sequence, spoilt=spoilt)
@@ -309,11 +363,11 @@ class Scheduler:
                 self.waiting.push_resumed(sequence)
 
     def _watch(self, sequence: Sequence) -> None:
-        """Remember a waiting sequence's deadline; who waits no more is dropped before they outnumber the others."""
+        """Remember a sequence's deadline; those of the finished are dropped before they outnumber the others."""
         if sequence.deadline is None:
             return
-        if len(self._deadlines) > 64 + 2 * self.num_waiting:
-            self._deadlines = [entry for entry in self._deadlines if entry[2].status is Status.WAITING]
+        if len(self._deadlines) > 64 + 2 * (len(self.running) + self.num_waiting):
+            self._deadlines = [entry for entry in self._deadlines if entry[2].status is not Status.FINISHED]
             heapify(self._deadlines)
         heappush(self._deadlines, (sequence.deadline, sequence.arrival, sequence))
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
+from engine.allowance import Allowance
 from engine.params import SamplingParams
 
 
@@ -29,7 +30,8 @@ class Sequence:
 
     `token_ids` holds the prompt and, behind it, what was generated. The keys and values of the first `num_computed` of
     them are in the blocks of `block_table`; one step computes a further range. `salt` and `order_key` are opaque: the
-    first separates prefix caches, the second is what the fair order counts by.
+    first separates prefix caches, the second is what the fair order counts by. `allowance` is shared by all sequences of
+    a call; None where nothing limits it.
     """
 
     request_id: str
@@ -43,6 +45,7 @@ class Sequence:
     salt: bytes = b""
     order_key: str = ""
     weight: float = 1.0
+    allowance: Allowance | None = None
 
     status: Status = field(default=Status.WAITING, init=False)  # scheduler
     finish: FinishReason | None = field(default=None, init=False)  # scheduler

@@ -1,4 +1,4 @@
-"""What holds whatever happens: a state machine submits, steps, aborts and lets steps fail, in any order.
+"""What holds whatever happens: a state machine submits, steps, grants, closes, aborts and lets steps fail, in any order.
 
 The scripted runner checks every row's whole history in its blocks, so a block that was shared, evicted or reused
 wrongly fails the step that would have read it.
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.allowance import Allowance
 from engine.blocks import Block, BlockPool
 from engine.config import EngineConfig
 from engine.loop import Engine
@@ -76,7 +77,10 @@ def plain(num_blocks: int) -> BlockPool:
 
 
 class Life(RuleBasedStateMachine):
-    """Requests come, run, are aborted and fail; prompts come from few prefixes, so that much is shared."""
+    """Requests come, run, are aborted and fail; prompts come from few prefixes, so that much is shared.
+
+    Some have an allowance, which is raised, left to run out, renewed and closed at any moment.
+    """
 
     new_pool: Callable[[int], BlockPool] = staticmethod(plain)
 
@@ -100,12 +104,18 @@ class Life(RuleBasedStateMachine):
         self.limit = min(MAX_MODEL_LEN, num_blocks * SIZE)
         self.requests: dict[str, GenerateRequest] = {}
         self.disturbed: set[str] = set()  # aborted, failed or with a deadline
+        self.produced: dict[str, int] = {}  # tokens, by request
+        self.nudges = 0
+        self.told: dict[str, int] = {}  # by request: the nudges at the latest word that it is short
+        self.idle_steps = 0
 
     def deliver(self, outputs: list[Output]) -> None:
         self.calls += 1
         for output in outputs:
             told = self.outputs.setdefault((output.request_id, output.index), [])
             assert not told or told[-1].finish is None, "an answer went on after its end"
+            if output.short:
+                self.told[output.request_id] = self.nudges
             told.append(output)
 
     @rule(
@@ -118,6 +128,7 @@ class Life(RuleBasedStateMachine):
         salt=st.sampled_from([b"", b"", b"other"]),
         patience=st.sampled_from([None, None, None, 3.0]),
         seed=st.integers(0, 3),
+        granted=st.sampled_from([None, None, 0, 1, 2, 5, 30]),
     )
     def submit(
         self,
@@ -130,16 +141,58 @@ class Life(RuleBasedStateMachine):
         salt: bytes,
         patience: float | None,
         seed: int,
+        granted: int | None,
     ) -> None:
         prompt = (*(stem * (i % 5) for i in range(prefix)), *rest)[: self.limit - 1] or (7,)
         name = f"r{len(self.requests)}"
         params = SamplingParams(max_tokens=max_tokens, seed=seed)
         deadline = None if patience is None else self.now + patience
-        made = GenerateRequest(name, prompt, params, n=n, priority=priority, salt=salt, deadline=deadline)
+        allowance = None if granted is None else Allowance(granted)
+        made = GenerateRequest(
+            name, prompt, params, n=n, priority=priority, salt=salt, deadline=deadline, allowance=allowance
+        )
         self.requests[name] = made
         if patience is not None:
             self.disturbed.add(name)
         self.engine.submit(made)
+
+    @precondition(lambda self: self.limited())
+    @rule(data=st.data(), more=st.integers(1, 9))
+    def grant(self, data: st.DataObject, more: int) -> None:
+        self.draw_allowance(data).granted += more
+        self.nudge()
+
+    @precondition(lambda self: self.limited())
+    @rule(data=st.data(), patience=st.sampled_from([None, 0, 1, 4]))
+    def renew(self, data: st.DataObject, patience: int | None) -> None:
+        self.draw_allowance(data).good_until = None if patience is None else self.now + patience
+        self.nudge()
+
+    @precondition(lambda self: self.limited())
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        self.draw_allowance(data).closed = True
+        self.nudge()
+
+    def limited(self) -> list[str]:
+        return sorted(name for name, made in self.requests.items() if made.allowance is not None)
+
+    def draw_allowance(self, data: st.DataObject) -> Allowance:
+        allowance = self.requests[data.draw(st.sampled_from(self.limited()))].allowance
+        assert allowance is not None
+        return allowance
+
+    def nudge(self) -> None:
+        self.nudges += 1
+        self.engine.nudge()
+
+    def unfinished(self) -> list[str]:
+        told = self.outputs
+        return [
+            name
+            for name, made in self.requests.items()
+            if any(not told.get((name, i)) or told[name, i][-1].finish is None for i in range(made.n))
+        ]
 
     @rule(times=st.integers(1, 12))
     def step(self, times: int = 1) -> None:
@@ -176,22 +229,54 @@ class Life(RuleBasedStateMachine):
         decoding = [s for s in running if len(s.token_ids) - s.num_computed == 1]
         before = {s: (s.num_generated, s.num_preemptions) for s in decoding}
         self.now += 1
+        left = {name: self.left(name) for name in self.limited()}
         self.engine.step()
 
+        rations = self.engine.scheduler.rations
         assert self.calls <= calls + 1
         assert len(self.runner.batches) <= steps + 1
+        assert all(left[sequence.request_id] == 0 for sequence in rations.parked)
         if len(self.runner.batches) == steps:
-            assert not self.engine.scheduler.has_work
+            self.idle_steps += 1
+            assert not self.engine.scheduler.has_work or self.idle_steps < 3, "an engine without work does not sleep"
             return
+        self.idle_steps = 0
         batch = self.runner.batches[-1]
+        taken: dict[str, int] = {}
+        for row in batch.rows:
+            taken[row.sequence.request_id] = taken.get(row.sequence.request_id, 0) + row.samples
+        for name, most in left.items():
+            assert taken.get(name, 0) <= most, "a token past the allowance"
+            if not self.runner.fail_on & taken.keys():
+                self.produced[name] = self.produced.get(name, 0) + taken.get(name, 0)
+            allowance = self.requests[name].allowance
+            assert allowance is not None
+            assert allowance.used == self.produced.get(name, 0)
         assert batch.num_tokens <= self.budget
         assert len(batch.rows) <= self.max_sequences
         assert all(row.count <= self.chunk for row in batch.rows)
         for sequence, (num_generated, num_preemptions) in before.items():
-            moved = sequence.num_generated > num_generated
+            moved = sequence.num_generated > num_generated or sequence in rations.parked or sequence in rations.resting
             assert moved or sequence.finish or sequence.num_preemptions > num_preemptions, "an answer starves"
         errors = {outputs[-1].error for outputs in self.outputs.values()}
         assert errors <= {None, "deadline", "the step failed: RuntimeError('the device is gone')"}
+
+    def left(self, name: str) -> int:
+        allowance = self.requests[name].allowance
+        assert allowance is not None
+        return allowance.left(self.now)
+
+    def run_dry(self) -> None:
+        """Step until nothing is to do: who has not ended then is short, and has been told so since the last nudge."""
+        steps = 0
+        while self.engine.has_work:
+            self.one_step()
+            steps += 1
+            assert steps < MAX_STEPS, "the engine does not come to an end"
+        for name in self.unfinished():
+            assert self.requests[name].allowance is not None, "an answer waits for nobody"
+            assert self.left(name) == 0, "an answer waits beside the tokens that it was granted"
+            assert self.told[name] == self.nudges, "nobody was told that an answer is short"
 
     @invariant()
     def blocks_are_conserved(self) -> None:
@@ -201,11 +286,19 @@ class Life(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
-        steps = 0
-        while self.engine.has_work:
-            self.one_step()
-            steps += 1
-            assert steps < MAX_STEPS, "the engine does not come to an end"
+        self.run_dry()
+        for more in (1, 3, 0):
+            for name in self.unfinished():
+                allowance = self.requests[name].allowance
+                assert allowance is not None
+                allowance.good_until = None
+                allowance.granted += more
+                allowance.closed = allowance.closed or not more
+            self.nudge()
+            self.run_dry()
+        assert not self.unfinished()
+        rations = self.engine.scheduler.rations
+        assert not (rations.limited or rations.parked or rations.shelved or rations.resting)
         self.pool.check_integrity()
         assert self.pool.num_available == self.pool.num_blocks
         assert self.engine.scheduler.num_waiting == 0
@@ -222,7 +315,12 @@ class Life(RuleBasedStateMachine):
             made.prompt_ids, whole, salt=made.salt, seed=made.params.seed, index=outputs[0].index
         )
         assert tokens == expected[: len(tokens)]
-        if outputs[-1].finish is FinishReason.LENGTH:
+        if outputs[-1].limited:
+            assert outputs[-1].finish is FinishReason.LENGTH
+            assert made.allowance is not None
+            assert made.allowance.closed
+            assert len(tokens) < len(expected)
+        elif outputs[-1].finish is FinishReason.LENGTH:
             assert tokens == expected
         else:
             assert made.id in self.disturbed

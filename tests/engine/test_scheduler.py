@@ -398,17 +398,21 @@ def test_a_row_that_fails_alone_leaves_nothing_in_the_index() -> None:
     bench.pool.check_integrity([good])
 
 
-def test_a_request_that_still_waits_at_its_deadline_ends() -> None:
+def test_a_request_ends_at_its_deadline_whether_it_waits_or_runs() -> None:
     bench = Bench(max_sequences=1)
     (running,) = bench.add("a", 5, deadline=1.0)
     bench.step()
     (late,) = bench.add("b", 5, deadline=2.0)
     (patient,) = bench.add("c", 5, deadline=9.0)
 
-    assert bench.scheduler.expire(1.5) == []
+    assert bench.scheduler.next_deadline() == 1.0
+    assert bench.scheduler.expire(0.5) == []
+    assert bench.scheduler.expire(1.5) == [running]
     assert bench.scheduler.expire(2.0) == [late]
-    assert (running.status, late.finish) == (Status.RUNNING, FinishReason.ERROR)
+    assert (running.finish, late.finish) == (FinishReason.ERROR, FinishReason.ERROR)
     assert patient.status is Status.WAITING
+    assert bench.scheduler.next_deadline() == 9.0
+    bench.pool.check_integrity()
 
 
 def test_deadlines_of_those_who_are_gone_are_forgotten() -> None:
