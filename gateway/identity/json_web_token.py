@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Callable
 from hashlib import blake2b
-from math import isfinite
 from pathlib import Path
 from secrets import token_bytes
 from typing import Any
@@ -33,6 +32,7 @@ from policies.tenant import Tenant
 MAX_TOKEN_BYTES = 8192
 MAX_REMEMBERED = 8192
 MAX_NAME_CHARS = 256
+MAX_INSTANT = 1e12  # unix seconds, in the year 33658: what is later was meant as milliseconds
 CONNECTIONS = 2  # to one issuer
 PARTS = re.compile(rb"((eyJ[A-Za-z0-9_-]*)\.([A-Za-z0-9_-]+))\.([A-Za-z0-9_-]+)")
 
@@ -237,7 +237,7 @@ def _instant(claims: dict[str, Any], claim: str) -> float | None:
     value = claims.get(claim)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_INSTANT:
         raise refused(Reason.CLAIMS)
     return float(value)
 

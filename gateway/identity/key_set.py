@@ -165,7 +165,7 @@ class KeySet:
                 self._keys = Keys(document)
         except TimeoutError:
             self._failed(f"no answer within {self._fetch_s:g} s")
-        except (OSError, httpx.HTTPError, BadKeySet) as error:
+        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
             self._failed(f"{type(error).__name__}: {error}")
         else:
             self._loaded_at = self._clock()
