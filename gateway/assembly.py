@@ -19,6 +19,7 @@ from gateway.identity.identity import Identity
 from gateway.identity.keyring import ApiKey, Keyring
 from gateway.loading import Loaded
 from gateway.metrics import Metrics
+from gateway.policy_files import PolicyFiles
 from gateway.stages.record import Sink
 from gateway.upstreams.http import Clocks, HttpUpstream
 
@@ -30,8 +31,8 @@ class StartError(Exception):
     """The configuration is well-formed, and yet nothing can be served from it; one clear line."""
 
 
-async def assemble(loaded: Loaded, metrics: Metrics, sinks: list[Sink]) -> App:
-    """Build everything; models are loaded on a thread. Raises `StartError`."""
+async def assemble(loaded: Loaded, metrics: Metrics, sinks: list[Sink], policies: PolicyFiles | None = None) -> App:
+    """Build everything; models are loaded on a thread. `policies` has the policy in force. Raises `StartError`."""
     config = loaded.config
     upstreams = {name: open_upstream(name, upstream, loaded) for name, upstream in config.upstreams.items()}
     models: dict[str, Model] = {}
@@ -42,7 +43,8 @@ async def assemble(loaded: Loaded, metrics: Metrics, sinks: list[Sink]) -> App:
             models[name] = await local(name, model, model.engine, loaded, metrics)
     bounds = Bounds(config.listen.request_timeout_s, config.admission.max_waiting, config.admission.max_wait_s)
     keys = Keyring(ApiKey(tenant, loaded.secrets[secret]) for tenant, secret in config.keys.items())
-    identity = Identity(keys)
+    in_force = None if policies is None else lambda: policies.current
+    identity = Identity(keys, in_force, pepper=loaded.pepper)
     metrics.watch("key_set_age_seconds", "Age of the oldest key set of a token issuer.", identity.key_set_age_s)
     metrics.watch("key_set_failures", "Fetches of issuers' key sets that failed.", identity.failed_fetches)
     await identity.prepare()

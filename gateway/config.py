@@ -163,6 +163,16 @@ class Config(Schema, frozen=True):
     keys: Annotated[dict[Name, Secret], Meta(description="Who may call: a tenant's name and its key's reference.")] = (
         setting(default_factory=dict)
     )
+    policies: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(description="Who may do what, instead of `keys`: files, or folders of `*.yaml`, relative to this file."),
+    ] = ()
+    key_pepper: (
+        Annotated[
+            Secret, Meta(description="A secret that the policies' keys are hashed with; see `penstock keys new`.")
+        ]
+        | None
+    ) = None
     listen: Annotated[Listen, Meta(description="The listening socket.")] = Listen()
     admission: Annotated[Admission, Meta(description="Waiting for room.")] = Admission()
     telemetry: Annotated[Telemetry, Meta(description="Logs and metrics.")] = Telemetry()

@@ -3,28 +3,49 @@
 import ipaddress
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.config import DEMO, Config, EngineModel, ModelConfig, UpstreamConfig
 from gateway.identity.keyring import MAX_KEY_BYTES
+from gateway.policy_files import PolicyPaths
 from policies.document import DocumentError, Flaw, Mark, Problem, locate, parse
+from policies.policy import Policy
 from policies.reader import choice, read
 from policies.secret import Secret
 
 FILE = "penstock.yaml"
 MIN_KEY_CHARS = 8
+MIN_PEPPER_CHARS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration ready to start from. `secrets` has the value of each reference; `base` is where paths start."""
+    """A configuration ready to start from. `secrets` has the value of each reference; `base` is where paths start.
+
+    `policy` is what the policy files said when it was loaded.
+    """
 
     config: Config
     base: Path
     file: str | None = None
     secrets: Mapping[Secret, str] = field(default_factory=dict, repr=False)
+    policy: Policy | None = None
+
+    @property
+    def pepper(self) -> str | None:
+        """What the policies' keys are hashed with, if anything is."""
+        return None if self.config.key_pepper is None else self.secrets.get(self.config.key_pepper)
+
+    def policy_paths(self) -> PolicyPaths | None:
+        """Give where policies stand, if anywhere. Without its secret a pepper is not held against keys."""
+        config = self.config
+        if not config.policies:
+            return None
+        unknown = config.key_pepper is not None and self.pepper is None
+        paths = tuple(self.path(path) for path in config.policies)
+        return PolicyPaths(paths, tuple(config.models), None if unknown else self.pepper or "")
 
     def path(self, text: str) -> Path:
         """Give a path of the file, which is relative to where the file stands."""
@@ -52,7 +73,15 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool =
     if flaws:
         root = parse(text, file)
         raise DocumentError([Problem(file, locate(root, flaw.path), flaw.path, flaw.message) for flaw in flaws])
-    return Loaded(config, loaded.base, file, found)
+    loaded = replace(loaded, secrets=found)
+    where = loaded.policy_paths()
+    if where is None:
+        return loaded
+    policy = where.compile(where.read())
+    if not policy.keys and not policy.issuers:
+        mark = locate(parse(text, file), ("policies",))
+        raise DocumentError([Problem(file, mark, ("policies",), "no key and no issuer in them: nobody could call")])
+    return replace(loaded, policy=policy)
 
 
 def check(config: Config) -> Iterator[Flaw]:
@@ -63,10 +92,15 @@ def check(config: Config) -> Iterator[Flaw]:
         yield from _check_model(("models", name), model, config.upstreams)
     for name, upstream in config.upstreams.items():
         yield from _check_url(("upstreams", name, "url"), upstream.url)
-    if not config.keys and not is_loopback(config.listen.host):
+    if config.keys and config.policies:
+        yield Flaw(("keys",), "stands beside `policies`; keys are named there, or here in the simplest case, not both")
+    if config.key_pepper is not None and not config.policies:
+        yield Flaw(("key_pepper",), "has a meaning beside `policies` only")
+    if not config.keys and not config.policies and not is_loopback(config.listen.host):
         yield Flaw(
             ("listen", "host"),
-            f"got {config.listen.host!r} with no key; without `keys` only loopback (127.0.0.1, ::1) is allowed",
+            f"got {config.listen.host!r} with no key; "
+            "without `keys` or `policies` only loopback (127.0.0.1, ::1) is allowed",
         )
 
 
@@ -76,6 +110,8 @@ def fetch(config: Config, environ: Mapping[str, str], found: dict[Secret, str]) 
     for name, upstream in config.upstreams.items():
         if upstream.key is not None:
             references["upstreams", name, "key"] = upstream.key
+    if config.key_pepper is not None:
+        references["key_pepper",] = config.key_pepper
     owners: dict[str, str] = {}
     for path, secret in references.items():
         try:
@@ -83,6 +119,8 @@ def fetch(config: Config, environ: Mapping[str, str], found: dict[Secret, str]) 
         except ValueError as error:
             yield Flaw(path, str(error))
             continue
+        if path[0] == "key_pepper" and len(value) < MIN_PEPPER_CHARS:
+            yield Flaw(path, f"{secret} has {len(value)} characters, expected at least {MIN_PEPPER_CHARS}")
         if path[0] != "keys":
             continue
         if not MIN_KEY_CHARS <= len(value) <= MAX_KEY_BYTES:

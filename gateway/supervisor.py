@@ -9,6 +9,7 @@ Signals are blocked and waited for, never handled: the loop below is all that ha
 
     SIGTERM, SIGINT   the first drains the worker, the second ends it at once
     SIGCHLD           a worker died: start another, later and later while they die young
+    SIGHUP            the worker reads its policy files
 """
 
 import errno
@@ -23,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
-WATCHED = frozenset({*STOPPING, signal.SIGCHLD})
+WATCHED = frozenset({*STOPPING, signal.SIGCHLD, signal.SIGHUP})
 CANNOT_START = 78  # sysexits' EX_CONFIG: the worker refused its configuration, so that another try would too
 READY = b"R"
 SETTLED_S = 30.0  # a worker that was ready and lived as long did not die young
@@ -76,6 +77,8 @@ class Supervisor:
                 self._due()
             elif received == signal.SIGCHLD:
                 self._reap()
+            elif received == signal.SIGHUP:
+                self._send(signal.SIGHUP)
             else:
                 self._stop()
         return self._status
@@ -104,6 +107,7 @@ class Supervisor:
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches both; the supervisor decides
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker has policies to read
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
             status = self.worker(self.listener, line)
         finally:
@@ -165,7 +169,8 @@ class Supervisor:
             self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
-        assert self._child is not None
+        if self._child is None:
+            return  # the next one starts from what there is
         try:
             os.kill(self._child.pid, number)
         except ProcessLookupError:

@@ -25,6 +25,7 @@ from gateway.http.server import Server
 from gateway.loading import Loaded
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
+from gateway.policy_files import PolicyFiles, described
 from gateway.stages.record import Sink
 from gateway.supervisor import CANNOT_START, READY, say
 
@@ -70,8 +71,9 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
     url = url_of(listener)
     await server.start(listener)
     stop = Stop(line)
+    policies = open_policies(loaded, metrics)
     app: App | None = None
-    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks))
+    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks, policies))
     try:
         app = await stop.unless(assembling)
         if app is not None:
@@ -88,6 +90,8 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
         await drain(server, config.listen.drain_s, stop)
         if app is not None:
             await app.aclose()
+        if policies is not None:
+            policies.close()
         lag.close()
         if access_log is not None:
             await access_log.aclose()
@@ -141,6 +145,25 @@ async def still_loading(request: HttpRequest, responder: Responder) -> None:
         responder.respond(200, [JSON], ALIVE)
     else:
         responder.respond(503, [JSON, (b"retry-after", b"1")], LOADING)
+
+
+def open_policies(loaded: Loaded, metrics: Metrics) -> PolicyFiles | None:
+    """Watch the policy files, if there are any, and read them on SIGHUP."""
+    where = loaded.policy_paths()
+    if where is None or loaded.policy is None:
+        return None
+    policies = PolicyFiles(where, loaded.policy, say=say)
+    metrics.watch("policy_reloads_applied", "New policies that were put in force.", lambda: policies.applied)
+    metrics.watch("policy_reloads_refused", "New policies that were refused.", lambda: policies.refused)
+    metrics.watch("policy_in_step", "1 if the policy files are what is in force, else 0.", lambda: policies.in_step)
+    metrics.watch(
+        "policy_last_success_timestamp_seconds",
+        "When the files were last found to be a policy, in unix seconds.",
+        lambda: policies.succeeded_at,
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, policies.ask)
+    policies.start()
+    return policies
 
 
 def open_access_log(target: LogTarget, loaded: Loaded) -> AccessLog | None:
@@ -198,7 +221,9 @@ def announcement(loaded: Loaded, url: str) -> str:
     config = loaded.config
     name = next(iter(config.models))
     who = f"to {', '.join(config.keys)}" if config.keys else "no key configured, so on loopback only"
-    key = "-H 'authorization: Bearer $KEY' " if config.keys else ""
+    if loaded.policy is not None:
+        who = f"policy {loaded.policy.version}, {described(loaded.policy)}"
+    key = "-H 'authorization: Bearer $KEY' " if config.keys or loaded.policy is not None else ""
     ask = f'{{"model": "{name}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return (
         f"serving {', '.join(config.models)} on {url} ({who}). Try:\n\n"

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 from pathlib import PurePath
 from types import MappingProxyType
 from urllib.parse import quote
@@ -17,7 +18,7 @@ from msgspec import structs
 
 from policies.chain import Chain, Scope, in_default, standing_in
 from policies.consistency import flaws
-from policies.document import DocumentError, Flaw, Path, Problem, locate, parse
+from policies.document import MAX_PROBLEMS, DocumentError, Flaw, Path, Problem, locate, parse
 from policies.policy import Issuer, Policy, StoredKey
 from policies.reader import read
 from policies.schema import Document, IssuerEntry, KeyEntry, Settings
@@ -37,14 +38,14 @@ class Source:
     base: str = ""
 
 
-def compile_policy(sources: Sequence[Source], *, served: Collection[str] = (), pepper: str = "") -> Policy:
-    """Make one policy of all files. `served` are the models there are, `pepper` the mark of the keys' pepper.
+def compile_policy(sources: Sequence[Source], *, served: Collection[str] = (), pepper: str | None = "") -> Policy:
+    """Make one policy of all files. `served` are the models there are, `pepper` the mark of the keys' one (None: any).
 
     Raises `DocumentError` with everything that is wrong, file by file.
     """
     whole, owners = _merge(_read(sources))
     wrong: dict[Source, list[Flaw]] = {}
-    for flaw in dict.fromkeys(flaws(whole, served, pepper)):
+    for flaw in islice(dict.fromkeys(flaws(whole, served, pepper)), MAX_PROBLEMS):
         wrong.setdefault(_owner(owners, flaw.path), []).append(flaw)
     if wrong:
         raise DocumentError([problem for source, found in wrong.items() for problem in _located(source, found)])

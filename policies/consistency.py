@@ -12,8 +12,8 @@ from policies.schema import CallSettings, Document, IssuerEntry, LimitEntry, Org
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def flaws(document: Document, served: Collection[str], pepper: str) -> Iterator[Flaw]:
-    """Find everything that is wrong; `pepper` is the mark of the gateway's, `served` the models that it has."""
+def flaws(document: Document, served: Collection[str], pepper: str | None) -> Iterator[Flaw]:
+    """Find everything that is wrong; `pepper` is the mark of the gateway's (None: any), `served` the models it has."""
     if document.defaults is not None:
         yield from _settings(("defaults",), document.defaults)
     holders: dict[str, str] = {}
@@ -24,7 +24,9 @@ def flaws(document: Document, served: Collection[str], pepper: str) -> Iterator[
         yield from _issuer(("issuers", url), issuer, document)
 
 
-def _organisation(path: Path, organisation: OrganisationEntry, pepper: str, holders: dict[str, str]) -> Iterator[Flaw]:
+def _organisation(
+    path: Path, organisation: OrganisationEntry, pepper: str | None, holders: dict[str, str]
+) -> Iterator[Flaw]:
     yield from _settings(path, organisation)
     if organisation.defaults is not None:
         yield from _settings((*path, "defaults"), organisation.defaults)
@@ -42,7 +44,7 @@ def _organisation(path: Path, organisation: OrganisationEntry, pepper: str, hold
             if key_id in holders:
                 yield Flaw(at, f"the key {key_id!r} is one of {holders[key_id]} already; ids are unique over all files")
             holders.setdefault(key_id, f"{path[1]}/{name}")
-            if key.hash.pepper != pepper:
+            if pepper is not None and key.hash.pepper != pepper:
                 yield Flaw((*at, "hash"), _peppered(key.hash.pepper, pepper))
 
 

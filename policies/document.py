@@ -15,6 +15,7 @@ import yaml
 MAX_CHARS = 4 << 20
 MAX_DEPTH = 32
 MAX_NODES = 200_000
+MAX_PROBLEMS = 100  # then it is enough; and what is said of a hostile file stays within bounds
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it: ten times faster
 
 Path = tuple[str | int, ...]
@@ -227,3 +228,5 @@ class _Builder:
 
     def _note(self, mark: Mark, message: str) -> None:
         self.problems.append(Problem(self._file, mark, (), message))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise DocumentError(self.problems)

@@ -9,11 +9,25 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, Protocol, TypeVar, cast
 
 from msgspec import inspect
 
-from policies.document import DocumentError, Flaw, Listing, Mapping, Mark, Node, Path, Problem, Scalar, locate, parse
+from policies.document import (
+    MAX_PROBLEMS,
+    DocumentError,
+    Flaw,
+    Listing,
+    Mapping,
+    Mark,
+    Node,
+    Path,
+    Problem,
+    Scalar,
+    locate,
+    parse,
+)
 
 T = TypeVar("T")
 
@@ -21,6 +35,8 @@ INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 NUMBER = re.compile(r"[-+]?([0-9]+(_[0-9]+)*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
 MAX_SHOWN_CHARS = 60
+MAX_SHOWN_NAMES = 20
+UNSEEN = {"unseen": True}  # in a key type's `Meta(extra=…)`: a key that is wrong is not told, it may hold a secret
 
 
 class FromText(Protocol):
@@ -34,6 +50,10 @@ class _Invalid(Exception):
     """A value could not be made; the flaw is noted already."""
 
 
+class _Enough(Exception):
+    """So much is wrong that the rest need not be known."""
+
+
 def read(text: str, file: str, schema: type[T], check: Callable[[T], Iterable[Flaw]] = lambda _: ()) -> T:
     """Make a `schema` of YAML text; `check` looks at what types cannot say, once the types are right.
 
@@ -45,10 +65,12 @@ def read(text: str, file: str, schema: type[T], check: Callable[[T], Iterable[Fl
     try:
         value: T = reader.value(root, inspect.type_info(schema), ())
         flaws = () if reader.flaws else check(value)
-    except _Invalid:
+    except (_Invalid, _Enough):
         flaws = ()
     problems = [Problem(file, mark, path, message) for mark, path, message in reader.flaws]
-    problems += [Problem(file, locate(root, flaw.path), flaw.path, flaw.message) for flaw in flaws]
+    problems += [
+        Problem(file, locate(root, flaw.path), flaw.path, flaw.message) for flaw in islice(flaws, MAX_PROBLEMS)
+    ]
     if problems:
         raise DocumentError(problems)
     return value
@@ -76,8 +98,13 @@ class _Reader:
             case _:
                 return self._scalar(node, kind, path)
 
-    def _refuse(self, mark: Mark, path: Path, message: str) -> _Invalid:
+    def _note(self, mark: Mark, path: Path, message: str) -> None:
         self.flaws.append((mark, path, message))
+        if len(self.flaws) >= MAX_PROBLEMS:
+            raise _Enough
+
+    def _refuse(self, mark: Mark, path: Path, message: str) -> _Invalid:
+        self._note(mark, path, message)
         return _Invalid()
 
     def _optional(self, node: Node, kind: inspect.UnionType, path: Path) -> Any:
@@ -94,7 +121,7 @@ class _Reader:
         before = len(self.flaws)
         for key, item in mapping.items.items():
             if key not in fields:
-                self.flaws.append((mapping.keys[key], (*path, key), "unknown key" + choice(key, fields)))
+                self._note(mapping.keys[key], (*path, key), "unknown key" + choice(key, fields))
                 continue
             try:
                 values[fields[key].name] = self.value(item, fields[key].type, (*path, key))
@@ -102,7 +129,7 @@ class _Reader:
                 continue
         for name, field in fields.items():
             if field.required and name not in mapping.items:
-                self.flaws.append((mapping.mark, (*path, name), f"missing; expected {expectation(field.type)}"))
+                self._note(mapping.mark, (*path, name), f"missing; expected {expectation(field.type)}")
         if len(self.flaws) > before:
             raise _Invalid
         return kind.cls(**values)
@@ -112,11 +139,20 @@ class _Reader:
         values: dict[str, Any] = {}
         for key, item in mapping.items.items():
             try:
-                self._scalar(Scalar(mapping.keys[key], key, plain=False), _bare(kind.key_type), (*path, key))
+                self._key(Scalar(mapping.keys[key], key, plain=False), kind.key_type, path)
                 values[key] = self.value(item, kind.value_type, (*path, key))
             except _Invalid:
                 continue
         return values
+
+    def _key(self, node: Scalar, kind: inspect.Type, path: Path) -> None:
+        if isinstance(kind, inspect.Metadata) and kind.extra == UNSEEN:
+            try:
+                convert(node, kind.type)
+            except ValueError:
+                raise self._refuse(node.mark, path, f"a key that is not {expectation(kind)}") from None
+        else:
+            self._scalar(node, _bare(kind), (*path, node.text))
 
     def _listing(self, node: Node, kind: inspect.ListType | inspect.VarTupleType, path: Path) -> Any:
         if isinstance(node, Scalar) and node.empty:
@@ -191,7 +227,10 @@ def within(value: Any, kind: inspect.Type) -> bool:
     """Whether a value keeps to the limits of its type."""
     if isinstance(kind, inspect.StrType):
         long_enough = (kind.min_length or 0) <= len(value) <= (kind.max_length or math.inf)
-        return long_enough and (kind.pattern is None or re.search(kind.pattern, value) is not None)
+        # `$` would let a line's end pass, and a pattern means one line
+        return long_enough and (
+            kind.pattern is None or ("\n" not in value and re.search(kind.pattern, value) is not None)
+        )
     assert isinstance(kind, inspect.IntType | inspect.FloatType)
     return (
         (kind.ge is None or value >= kind.ge)
@@ -237,7 +276,8 @@ def choice(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     meant = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{meant}; allowed: {', '.join(names) or 'none'}"
+    more = f" and {len(names) - MAX_SHOWN_NAMES} more" if len(names) > MAX_SHOWN_NAMES else ""
+    return f"{meant}; allowed: {', '.join(names[:MAX_SHOWN_NAMES]) or 'none'}{more}"
 
 
 def shape(node: Node) -> str:

@@ -12,6 +12,7 @@ from msgspec import field as setting
 from policies.account import OnFailure
 from policies.amount import Amount, Moment, Rate, Spending, TokenPrice
 from policies.key import KEY_ID, KeyHash
+from policies.reader import UNSEEN
 from policies.tenant import Priority
 
 # Names of scopes. No slash, hash or star, of which names of limits are made; claims like `auth0|5f7c` can be named.
@@ -19,7 +20,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._@:|+=~-]{0,127}$"
 MODEL = r"^[A-Za-z0-9*][A-Za-z0-9._:/@*-]{0,127}$"
 
 Name = Annotated[str, Meta(pattern=NAME)]
-KeyId = Annotated[str, Meta(pattern=KEY_ID)]
+KeyId = Annotated[str, Meta(pattern=KEY_ID, extra=UNSEEN)]
 ModelPattern = Annotated[str, Meta(pattern=MODEL)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]

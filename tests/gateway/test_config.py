@@ -92,7 +92,8 @@ def test_a_configuration_is_frozen(tmp_path: Path) -> None:
         (UPSTREAM + "listen: {port: 65536}", "3:16: listen.port: got '65536', expected a whole number from 0 to 65535"),
         (
             UPSTREAM + "listen: {host: 0.0.0.0}",
-            "3:10: listen.host: got '0.0.0.0' with no key; without `keys` only loopback (127.0.0.1, ::1) is allowed",
+            "3:10: listen.host: got '0.0.0.0' with no key; "
+            "without `keys` or `policies` only loopback (127.0.0.1, ::1) is allowed",
         ),
         (
             "models: {m: {engine: {path: nowhere}}}",
