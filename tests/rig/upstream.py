@@ -38,6 +38,7 @@ class Script:
     finish: bool = True
     usage: bool = True
     linger: bool = False  # never end the body after the terminal event
+    obey: bool = False  # bring no more words than `max_tokens`, and say so
 
 
 @dataclass(slots=True)
@@ -132,7 +133,11 @@ class Answer:
         fields = seen.fields
         self._fields = fields
         self._chat = seen.path.endswith("/chat/completions")
-        self._script = Script(**fields.get("script", {}))
+        self._script = script = Script(**fields.get("script", {}))
+        most = fields.get("max_tokens") if script.obey else None
+        self._finish = "stop"
+        if most is not None and most < len(script.words):
+            script.words, self._finish = script.words[:most], "length"
 
     async def write(self) -> None:
         script = self._script
@@ -197,7 +202,7 @@ class Answer:
         for word in script.words:
             told += [self._chunk(index, {"content": word}) for index in range(n)]
         if script.finish:
-            told += [self._chunk(index, {}, "stop") for index in range(n)]
+            told += [self._chunk(index, {}, self._finish) for index in range(n)]
         wants_usage = (self._fields.get("stream_options") or {}).get("include_usage")
         if wants_usage:
             for each in told:
@@ -221,7 +226,7 @@ class Answer:
         text, n = "".join(self._script.words), self._fields.get("n") or 1
         choices = []
         for index in range(n):
-            choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": "stop"}
+            choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": self._finish}
             choice |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
             choices.append(choice)
         return {**self._envelope(""), "choices": choices, "usage": self._usage()}
