@@ -137,8 +137,9 @@ class JsonWebTokens:
 
         Raises `Unauthenticated`, or `Overloaded` where the keys cannot be had.
         """
-        self.serve(policy())
-        _, issuer = self._recognise(policy(), presented)
+        known = policy()
+        self.serve(known)
+        _, issuer = self._recognise(known, presented)
         await self._key_sets[issuer.jwks].ask()
         tenant = self.at_once(policy(), presented, asked=True)
         assert tenant is not None, "who has asked is answered"
