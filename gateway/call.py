@@ -150,26 +150,30 @@ class Events(Protocol):
 
 
 class Single:
-    """The events of an answer that came whole."""
+    """The events of an answer that came whole. `event` may be read without waiting; it is None once it was given."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("event",)
 
     def __init__(self, event: Event) -> None:
-        self._event: Event | None = event
+        self.event: Event | None = event
+
+    def take(self) -> Event | None:
+        """Give the event, once."""
+        event, self.event = self.event, None
+        return event
 
     def __aiter__(self) -> "Single":
         return self
 
     async def __anext__(self) -> Event:
-        event = self._event
+        event = self.take()
         if event is None:
             raise StopAsyncIteration
-        self._event = None
         return event
 
     async def aclose(self) -> None:
         """Forget the event."""
-        self._event = None
+        self.event = None
 
 
 class Reply(msgspec.Struct):

@@ -75,6 +75,7 @@ class Running:
     """One attempt under way: its slot, its answer and how it ended.
 
     A context that ends the attempt, and the events of its answer, on which it notes what they say of the generation.
+    Only an answer that came whole keeps its own events: there is nothing left to note or to close.
     """
 
     __slots__ = (
@@ -112,8 +113,14 @@ class Running:
         """Send, and wait for the first event. Raises what the upstream raised."""
         try:
             reply = await upstream.send(call)
-            self._events = reply.events
-            self._first = await self._events.__anext__()
+            events = reply.events
+            if type(events) is Single and events.event is not None:  # stays there, to be taken without waiting
+                self._attempt.first_event = self._clock()
+                self._finished = True
+                note(events.event, self._generation)
+                return reply
+            self._events = events
+            self._first = await events.__anext__()
         except StopAsyncIteration:
             self._error = UpstreamError("The upstream's answer is empty.", kind=UpstreamFailure.UNFINISHED)
             raise self._error from None
@@ -121,9 +128,6 @@ class Running:
             self._error = error
             raise
         self._attempt.first_event = self._clock()
-        if type(reply.events) is Single:
-            self._events = None
-            self._finished = True
         note(self._first, self._generation)
         reply.events = self
         return reply

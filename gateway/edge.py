@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 
-from gateway.call import Call, Handler, Reply
+from gateway.call import Call, Handler, Reply, Single
 from gateway.errors import GatewayError
 from gateway.http.message import Responder
 from gateway.protocols.dialect import Dialect
@@ -56,6 +56,10 @@ class CallEndpoint:
                     scope,
                 )
                 reply = await self._handler(call)
+                if reply.raw and not asked.stream and type(reply.events) is Single:
+                    event = reply.events.take()
+                    self._respond(call, reply, (event and event.raw) or b"", visit.responder)
+                    return
                 async with aclosing(reply.events):
                     if asked.stream:
                         await self._stream(call, reply, visit.responder)
@@ -74,6 +78,9 @@ class CallEndpoint:
             async for event in reply.events:
                 encoder.add(event)
             body = encoder.body()
+        self._respond(call, reply, body, responder)
+
+    def _respond(self, call: Call, reply: Reply, body: bytes, responder: Responder) -> None:
         call.sent_bytes = len(body)
         responder.respond(reply.status, answer_headers((JSON,), call.id, reply.headers), body)
 

@@ -46,11 +46,10 @@ class Scope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._entered:
-            return
+        entered = self._entered
         try:
-            await self._entered.pop().__aexit__(kind, error, trace)
+            while entered:
+                await entered.pop().__aexit__(kind, error, trace)
         except BaseException as raised:
             await self.__aexit__(type(raised), raised, raised.__traceback__)
             raise
-        await self.__aexit__(kind, error, trace)

@@ -95,7 +95,8 @@ class Client:
                 connection = await pool.acquire(timeouts.connect_s, deadline)
             response = connection.begin(written, head_only=request.head_only, timeouts=timeouts, deadline=deadline)
             try:
-                await response.head()
+                while not response.begun():
+                    await response.news()
             except ConnectionReset as error:
                 if error.reused and (idempotent or not error.sent):
                     continue  # each round uses up a kept connection, so it ends

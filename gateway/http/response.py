@@ -76,8 +76,7 @@ class Response:
                 raise self._failure
             if self._whole:
                 raise StopAsyncIteration
-            self._waiter = waiter = self._loop.create_future()
-            await waiter
+            await self.news()
         chunks = self._chunks
         chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
@@ -85,6 +84,13 @@ class Response:
         if self._connection is not None:
             self._connection.resume()
         return chunk
+
+    def all_here(self, limit: int) -> bytes | None:
+        """Give the body if it came whole and at once, which short answers do; None where `read` has to gather it."""
+        chunks = self._chunks
+        if self._whole and len(chunks) == 1 and len(chunks[0]) <= limit:
+            return chunks.pop()
+        return None
 
     async def read(self, limit: int) -> bytes:
         """Give the rest of the body whole. Raises `TransportError`; `ResponseTooLarge` past `limit`, having closed."""
@@ -110,13 +116,16 @@ class Response:
         """Close, as `contextlib.aclosing` asks for it."""
         self.close()
 
-    async def head(self) -> None:
-        """Wait for status and headers. Raises `TransportError`."""
-        while self.status == 0:
-            if self._failure is not None:
-                raise self._failure
-            self._waiter = waiter = self._loop.create_future()
-            await waiter
+    def begun(self) -> bool:
+        """Whether status and headers are here. Raises `TransportError`."""
+        if self.status == 0 and self._failure is not None:
+            raise self._failure
+        return self.status != 0
+
+    def news(self) -> "asyncio.Future[None]":
+        """Give what is done as soon as there is more to look at."""
+        self._waiter = waiter = self._loop.create_future()
+        return waiter
 
     # What the connection calls
 

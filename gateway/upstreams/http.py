@@ -109,7 +109,11 @@ class HttpUpstream:
             if response.status != 200:
                 raise await self._refused(response)
             if not request.stream:
-                return Reply(200, {}, Single(await self._read(response)), raw=True)
+                body = response.all_here(MAX_ANSWER_BYTES)
+                if body is None:
+                    body = await self._read(response)
+                usage = peek_at(body).usage
+                return Reply(200, {}, Single(Event(body, usage=None if usage is None else usage.to_usage())), raw=True)
         except transport.TransportError as error:
             raise translate(error, by_caller=deadline < total) from error
         return Reply(200, {}, self._stream(call, response, deadline < total), raw=True)
@@ -146,14 +150,12 @@ class HttpUpstream:
         retry_after = response.header(b"retry-after")
         return error_of_status(status, body, None if retry_after is None else retry_after.decode("latin-1"))
 
-    async def _read(self, response: Response) -> Event:
-        """Give the whole answer as one event."""
+    async def _read(self, response: Response) -> bytes:
+        """Gather a whole answer."""
         try:
-            body = await response.read(MAX_ANSWER_BYTES)
+            return await response.read(MAX_ANSWER_BYTES)
         finally:
             response.close()
-        usage = peek_at(body).usage
-        return Event(raw=body, usage=None if usage is None else usage.to_usage())
 
     async def _stream(self, call: Call, response: Response, by_caller: bool) -> AsyncGenerator[Event, None]:
         """Give the events as they come, in chunks as they came."""
