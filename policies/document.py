@@ -6,6 +6,7 @@ keys, several documents. What a plain scalar means is decided later by the type 
 `1:30` and `007` are never quietly a boolean, ninety and seven.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,7 @@ MAX_DEPTH = 32
 MAX_NODES = 200_000
 MAX_PROBLEMS = 100  # then it is enough; and what is said of a hostile file stays within bounds
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it: ten times faster
+DIRECTIVE = re.compile("^%TAG", re.MULTILINE)  # libyaml takes quadratic time for many
 
 Path = tuple[str | int, ...]
 
@@ -122,6 +124,9 @@ def parse(text: str, file: str) -> Node:
     builder = _Builder(file)
     if len(text) > MAX_CHARS:
         builder.refuse(Mark(1, 1), f"the file has {len(text)} characters, allowed: {MAX_CHARS}")
+    directive = DIRECTIVE.search(text)
+    if directive is not None:
+        builder.refuse(Mark(text.count("\n", 0, directive.start()) + 1, 1), "a tag directive; tags are not supported")
     try:
         for event in _events(text):
             builder.take(event)

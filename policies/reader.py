@@ -36,6 +36,7 @@ NUMBER = re.compile(r"[-+]?([0-9]+(_[0-9]+)*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
 MAX_SHOWN_CHARS = 60
 MAX_SHOWN_NAMES = 20
+MAX_COMPARED_NAMES = 200  # comparing takes some 10 µs each
 UNSEEN = {"unseen": True}  # in a key type's `Meta(extra=…)`: a key that is wrong is not told, it may hold a secret
 
 
@@ -274,7 +275,7 @@ def expectation(kind: inspect.Type) -> str:
 def choice(name: str, known: Iterable[str]) -> str:
     """Name what could stand in place of a name that is not known, the likeliest first."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    near = get_close_matches(name, names, n=1, cutoff=0.6) if len(names) <= MAX_COMPARED_NAMES else ()
     meant = f" (did you mean {near[0]!r}?)" if near else ""
     more = f" and {len(names) - MAX_SHOWN_NAMES} more" if len(names) > MAX_SHOWN_NAMES else ""
     return f"{meant}; allowed: {', '.join(names[:MAX_SHOWN_NAMES]) or 'none'}{more}"

@@ -109,7 +109,7 @@ class Settings(CallSettings, frozen=True):
     limits: (
         Annotated[
             tuple[LimitEntry, ...],
-            Meta(description="What the calls of the scope may use together. Those of all scopes hold."),
+            Meta(max_length=64, description="What the calls of the scope may use together. Those of all scopes hold."),
         ]
         | None
     ) = None
