@@ -4,7 +4,10 @@ import asyncio
 import hmac
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import httpx
@@ -16,15 +19,17 @@ from gateway.identity.keyring import ApiKey, Keyring
 from gateway.identity.refusal import Reason
 from policies import key
 from policies.account import Account
+from policies.compile import Source, compile_policy, salt_of
 from policies.policy import Policy, StoredKey
 from policies.tenant import Tenant, Terms
 from tests.gateway.conftest import model, running
 from tests.rig.in_process import InProcess
-from tests.rig.issuer import NOW, claims, issuer_at, key_set, policy_of, signing_key
+from tests.rig.issuer import NOW, URL, claims, issuer_at, key_set, policy_of, serving_keys, signing_key
 from tests.rig.upstream import eventually
 
 WEB, BATCH = key.new_key("web-1", lambda size: bytes(range(size))), key.new_key("batch-1", lambda size: b"b" * size)
 SIMPLE = "simple.key.with dots"
+ROOT = Path(__file__).resolve().parents[2]
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -128,8 +133,8 @@ async def test_what_has_the_shape_of_a_token_is_a_key_where_no_issuer_is_known(p
     assert identity._tokens is None
 
 
-async def test_a_token_is_one_only_behind_bearer(tmp_path_factory: pytest.TempPathFactory) -> None:
-    signed, path = signing_key("ed"), tmp_path_factory.mktemp("keys") / "jwks.json"
+async def test_a_token_is_one_only_behind_bearer(tmp_path: Path) -> None:
+    signed, path = signing_key("ed"), tmp_path / "jwks.json"
     path.write_bytes(key_set(signed))
     policy = policy_of(issuer_at(str(path)), keys=keys_of(stored(WEB, WEB_TENANT)))
     identity = Identity(None, lambda: policy, wall_clock=lambda: NOW)
@@ -298,6 +303,47 @@ async def test_no_log_line_and_no_answer_holds_what_was_shown(
     assert SIMPLE not in told
 
 
+async def test_a_call_waits_for_its_own_issuer_and_no_other_call_does() -> None:
+    signed = signing_key("ed")
+    async with serving_keys(signed) as issuer:
+        issuer.hold = asyncio.Event()
+        policy = policy_of(issuer_at(issuer.url), keys=keys_of(stored(WEB, WEB_TENANT)))
+        async with (
+            running(
+                model("m", InProcess()), identity=Identity(None, lambda: policy, wall_clock=lambda: NOW)
+            ) as gateway,
+            httpx.AsyncClient(base_url=gateway.url, timeout=30) as client,
+        ):
+            waiting = chat(client, signed.sign(claims()).decode())
+            await issuer.arrived.wait()
+            other = await chat(client, WEB)
+            assert not waiting.done()
+            issuer.hold.set()
+            answer = await waiting
+
+    assert (other.status_code, answer.status_code, issuer.asked) == (200, 200, 1)
+    assert [record.tenant for record in gateway.records] == ["acme/web", "acme/web"]
+
+
+async def test_while_nobody_can_tell_callers_are_told_when_to_come_again() -> None:
+    signed = signing_key("ed")
+    async with serving_keys(signed) as issuer:
+        issuer.status = 503
+        policy = policy_of(issuer_at(issuer.url))
+        async with (
+            running(
+                model("m", InProcess()), identity=Identity(None, lambda: policy, wall_clock=lambda: NOW)
+            ) as gateway,
+            httpx.AsyncClient(base_url=gateway.url, timeout=30) as client,
+        ):
+            answer = await chat(client, signed.sign(claims()).decode())
+            stranger = await chat(client, signed.sign(claims(iss="https://other.example")).decode())
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    assert (stranger.status_code, "retry-after" in stranger.headers) == (401, False)
+    assert [record.error for record in gateway.records] == ["identity_unavailable", "unauthenticated_issuer"]
+
+
 # Models
 
 
@@ -339,3 +385,73 @@ async def test_who_asks_something_of_such_a_model_is_told_so(
     answer = await client.post(path, json=body | {"model": "theirs"})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
+
+
+# With a policy as operators write it
+
+
+def compiled(*more: str) -> Policy:
+    text = f"""
+organisations:
+  acme:
+    teams: {{search: {{}}}}
+    tenants:
+      web: {{team: search, models: [m], keys: {{web-1: {{hash: "{key.kept(WEB)}"}}}}}}
+issuers:
+  {URL}: {{audiences: [penstock], jwks: jwks.json, organisation: acme, algorithms: [EdDSA]}}
+"""
+    return compile_policy([Source("policy.yaml", text, *more)], served=["m"])
+
+
+async def test_a_key_and_a_token_of_one_tenant_are_bound_by_the_same_terms(tmp_path: Path) -> None:
+    signed = signing_key("ed")
+    (tmp_path / "jwks.json").write_bytes(key_set(signed))
+    policy = compiled(str(tmp_path))
+    identity = Identity(None, lambda: policy, wall_clock=lambda: NOW)
+
+    by_key = await identity.tenant(headed(x_api_key=WEB))
+    by_token = await identity.tenant(headed(authorization=f"Bearer {signed.sign(claims()).decode()}"))
+
+    assert (by_key.id, by_key.key) == ("acme/search/web", "web-1")
+    assert (by_token.id, by_token.key) == ("acme/search/web", "web")
+    assert [each.terms(name).allowed for each in (by_key, by_token) for name in ("m", "n")] == [True, False] * 2
+    assert by_key.salt == by_token.salt
+    await identity.aclose()
+
+
+async def test_a_subject_names_nobody_elses_place(tmp_path: Path) -> None:
+    """Whatever an issuer calls its subjects, they stay names: no path to another tenant, no pattern, no tag."""
+    signed = signing_key("ed")
+    (tmp_path / "jwks.json").write_bytes(key_set(signed))
+    policy = compiled(str(tmp_path))
+    identity = Identity(None, lambda: policy, wall_clock=lambda: NOW)
+    subjects = ["search/web", "../acme/search/web", "web#web-1", "*", "{acme}", "web ", "WEB", "ẃeb", "search%2Fweb"]
+
+    tenants = [
+        await identity.tenant(headed(authorization=f"Bearer {signed.sign(claims(sub=subject)).decode()}"))
+        for subject in subjects
+    ]
+
+    assert len({tenant.id for tenant in tenants} | {"acme/search/web"}) == len(subjects) + 1
+    assert len({tenant.salt for tenant in tenants} | {salt_of("acme/search/web")}) == len(subjects) + 1
+    for tenant in tenants:
+        assert tenant.organisation == "acme"
+        assert tenant.id.count("/") == 1
+        assert not set("#*{} ") & set(tenant.id)
+    await identity.aclose()
+
+
+def test_without_issuers_nothing_is_loaded_that_only_tokens_need() -> None:
+    script = """
+import asyncio, sys
+import gateway.worker
+from gateway.identity.identity import Identity
+from gateway.identity.keyring import ApiKey, Keyring
+identity = Identity(Keyring([ApiKey("a", "the-key")]))
+asyncio.run(identity.prepare())
+assert identity.at_once({b"x-api-key": b"the-key"}).id == "a"
+print(sorted({"jwt", "cryptography", "httpx"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -7,14 +7,17 @@ import json
 import logging
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.errors import Overloaded, Unauthenticated
 from gateway.identity.identity import Identity
-from gateway.identity.json_web_token import MAX_NAME_CHARS, MAX_TOKEN_BYTES, JsonWebTokens
+from gateway.identity.json_web_token import MAX_NAME_CHARS, MAX_TOKEN_BYTES, JsonWebTokens, take_apart
 from gateway.identity.key_set import AGAIN_S, ALGORITHMS, REFRESH_S
 from gateway.identity.refusal import Reason
 from policies.policy import Issuer, Policy
@@ -341,6 +344,25 @@ async def test_a_token_as_long_as_allowed_is_read_and_one_longer_is_not(rig: Rig
 
     assert await rig.show(ED.sign(claims(pad="x" * fits)))
     assert await rig.refusal(ED.sign(claims(pad="x" * (fits + 3)))) == Reason.MALFORMED
+
+
+@given(
+    st.binary(max_size=300).map(lambda tail: b"eyJ" + tail)
+    | st.tuples(*[st.binary(max_size=80)] * 3).map(lambda p: by_hand(*p))
+)
+def test_no_bytes_do_anything_but_be_refused(token: bytes) -> None:
+    with suppress(Unauthenticated):
+        take_apart(token)
+
+
+async def test_a_token_with_any_one_character_changed_is_no_token(rig: Rig) -> None:
+    """The last character of an Ed25519 signature has four bits that mean nothing; all others count."""
+    for at in range(len(GOOD) - 1):
+        for other in b"A_.":
+            changed = GOOD[:at] + bytes([other]) + GOOD[at + 1 :]
+            if changed != GOOD:
+                await rig.refusal(changed)
+    assert await rig.show(GOOD)
 
 
 # What is remembered
