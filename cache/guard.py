@@ -54,6 +54,13 @@ class Guard:
         self._silences = 0
         return answer
 
+    async def look_around(self) -> None:
+        """Find out now whether the store is there, instead of from the first call that needs it."""
+        try:
+            await self.store.probe()
+        except StoreError as error:
+            self._go_down(error.reason)
+
     async def watch(self) -> None:
         """Probe while the store is down, until cancelled."""
         while True:
@@ -72,9 +79,12 @@ class Guard:
             return
         self._silences += 1
         if self._silences >= SILENCES or reason not in PATIENT:
-            self._down.set()
-            if self.health.up:
-                self._become(Health(up=False, reason=reason))
+            self._go_down(reason)
+
+    def _go_down(self, reason: str) -> None:
+        self._down.set()
+        if self.health.up:
+            self._become(Health(up=False, reason=reason))
 
     def _become(self, health: Health) -> None:
         self.health = health

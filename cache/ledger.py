@@ -69,6 +69,11 @@ class Ledger:
         if self._guard is not None:
             self._guard.on_change(listener)
 
+    async def look_around(self) -> None:
+        """Find out now whether the store is there, instead of from the first call."""
+        if self._guard is not None:
+            await self._guard.look_around()
+
     def allow(self, account: Account, call_id: str) -> Reservation:
         """Let a call in: enter it, or `LimitExceeded`, `StoreError`. `call_id` is ours and unique, not the caller's."""
         return Reservation(self, account, account.entry, f"{call_id}:a", 0, UNBOUNDED)

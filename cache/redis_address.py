@@ -1,5 +1,6 @@
 """Where a Redis stands and how to come in, read from its URL."""
 
+import ssl
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -18,12 +19,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What is said on every new connection. `repr` keeps the password to itself."""
+    """What is said on every new connection; `repr` keeps the password to itself. `ca_file` replaces the usual roots."""
 
     username: str = ""
     password: str = ""
     database: int = 0
     tls: bool = False
+    ca_file: str = ""
+
+    def context(self) -> ssl.SSLContext | None:
+        """Make what a TLS connection is checked with; None where there is none. Raises `OSError`."""
+        return ssl.create_default_context(cafile=self.ca_file or None) if self.tls else None
 
     def __repr__(self) -> str:
         return f"Door(username={self.username!r}, database={self.database}, tls={self.tls})"

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class Link:
         self._door = door
         self._patience = patience
         self._forgot = forgot
-        self._tls = ssl.create_default_context() if door.tls else None
+        self._tls = door.context()
         self._connection: Connection | None = None
         self._opening: asyncio.Task[Connection] | None = None
         self._offset_us = 0

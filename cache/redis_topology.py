@@ -6,6 +6,7 @@ learned from the nodes' own redirections. While a slot is on its way from one no
 it (ASK, TRYAGAIN): its organisations are without a store until it has arrived, the others are not concerned.
 """
 
+import ssl
 from binascii import crc_hqx
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -62,9 +63,12 @@ class Single:
     ) -> "Single":
         """Ask the sentinels for the master called `name`, each time a connection is made."""
 
+        theirs = sentinel_door or Door()
+        tls = theirs.context()
+
         async def locate() -> Address:
             for sentinel in sentinels:
-                address = await _ask_sentinel(sentinel, name, sentinel_door or Door(), patience)
+                address = await _ask_sentinel(sentinel, name, theirs, patience, tls)
                 if address is not None:
                     return address
             raise StoreUnavailable(f"no sentinel knows a master called {name!r}", reason="connect")
@@ -140,9 +144,11 @@ def slot(tag: str) -> int:
     return crc_hqx(tag.encode(), 0) % NUM_SLOTS
 
 
-async def _ask_sentinel(sentinel: Address, name: str, door: Door, patience: Patience) -> Address | None:
+async def _ask_sentinel(
+    sentinel: Address, name: str, door: Door, patience: Patience, tls: ssl.SSLContext | None
+) -> Address | None:
     try:
-        connection = await connect(sentinel, door, connect_s=patience.connect_s, patience_s=patience.reply_s)
+        connection = await connect(sentinel, door, connect_s=patience.connect_s, patience_s=patience.reply_s, tls=tls)
     except StoreUnavailable:
         return None
     try:

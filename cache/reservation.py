@@ -196,7 +196,8 @@ class Reservation:
         return max(0, min(max(self._slice, least), left))
 
     async def _begin(self, home: Home) -> None:
-        if home.replicas:
+        self.degraded = home.replicas > 0
+        if self.degraded:
             self.holder = self.holder.anew(shares(self._rules, home.replicas))
         organisation, want = self._account.organisation, self._want() if self._least else 0
         for attempt in range(2):
@@ -220,7 +221,6 @@ class Reservation:
         if answer.limit >= 0:
             self.tight = step.claims[answer.limit].limit
         self._home = home
-        self.degraded = home.replicas > 0
 
     def _extend_soon(self, want: int) -> None:
         home = self._home

@@ -20,6 +20,7 @@ from gateway.identity.keyring import ApiKey, Keyring
 from gateway.loading import Loaded
 from gateway.metrics import Metrics
 from gateway.policy_files import PolicyFiles
+from gateway.quota_store import QuotaStore, UnfitStore
 from gateway.stages.record import Sink
 from gateway.upstreams.http import Clocks, HttpUpstream
 
@@ -31,9 +32,18 @@ class StartError(Exception):
     """The configuration is well-formed, and yet nothing can be served from it; one clear line."""
 
 
-async def assemble(loaded: Loaded, metrics: Metrics, sinks: list[Sink], policies: PolicyFiles | None = None) -> App:
-    """Build everything; models are loaded on a thread. `policies` has the policy in force. Raises `StartError`."""
+async def assemble(
+    loaded: Loaded, metrics: Metrics, sinks: list[Sink], quotas: QuotaStore, policies: PolicyFiles | None = None
+) -> App:
+    """Build everything; models are loaded on a thread. `policies` has the policy in force. Raises `StartError`.
+
+    Opens `quotas`; who made it closes it, behind the last call.
+    """
     config = loaded.config
+    try:
+        await quotas.open()
+    except UnfitStore as error:
+        raise StartError(str(error)) from error
     upstreams = {name: open_upstream(name, upstream, loaded) for name, upstream in config.upstreams.items()}
     models: dict[str, Model] = {}
     for name, model in config.models.items():
@@ -48,7 +58,7 @@ async def assemble(loaded: Loaded, metrics: Metrics, sinks: list[Sink], policies
     metrics.watch("key_set_age_seconds", "Age of the oldest key set of a token issuer.", identity.key_set_age_s)
     metrics.watch("key_set_failures", "Fetches of issuers' key sets that failed.", identity.failed_fetches)
     await identity.prepare()
-    return build(models=models, identity=identity, metrics=metrics, sinks=sinks, bounds=bounds)
+    return build(models=models, identity=identity, metrics=metrics, sinks=sinks, bounds=bounds, ledger=quotas.ledger)
 
 
 def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream]) -> Model:

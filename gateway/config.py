@@ -145,6 +145,49 @@ class Admission(Schema, frozen=True):
     max_wait_s: Annotated[Seconds, Meta(description="How long one waits before it is answered 503.")] = 10.0
 
 
+class StoreConfig(Schema, frozen=True):
+    """Where limits are counted: in this process' memory, or in a Redis that several gateways share."""
+
+    url: (
+        Annotated[str, Meta(description="`redis://host:6379/0`, `rediss://host:6379/0` (TLS) or `unix:///path?db=0`.")]
+        | None
+    ) = None
+    cluster: Annotated[
+        tuple[str, ...], Meta(description="URLs of some nodes of a Redis Cluster, instead of `url`.")
+    ] = ()
+    sentinels: Annotated[
+        tuple[str, ...], Meta(description="URLs of sentinels that know the master, instead of `url`.")
+    ] = ()
+    master: Annotated[str, Meta(min_length=1, description="What the sentinels call the master.")] = "mymaster"
+    username: Annotated[str, Meta(description="Of the server's access list.")] = ""
+    password: Annotated[Secret, Meta(description="The server's; env:NAME or file:/path.")] | None = None
+    sentinel_password: Annotated[Secret, Meta(description="The sentinels'; env:NAME or file:/path.")] | None = None
+    ca_file: (
+        Annotated[str, Meta(min_length=1, description="PEM file of trusted roots, relative to this file.")] | None
+    ) = None
+    timeout_ms: Annotated[int, Meta(ge=1, le=10_000, description="For an answer of the store.")] = 50
+    connect_timeout_ms: Annotated[int, Meta(ge=1, le=10_000, description="To be connected, TLS included.")] = 100
+    replicas: Annotated[
+        int,
+        Meta(ge=1, le=10_000, description="Gateways that share the store: without it each holds that part of a limit."),
+    ] = 1
+    lease_s: Annotated[
+        float,
+        Meta(
+            ge=1, le=600, description="How long a reservation outlives a gateway that died; running ones are renewed."
+        ),
+    ] = 30.0
+    eviction: Annotated[
+        Literal["refuse", "warn"],
+        Meta(description="What to do at the start about a Redis that may evict quotas when its memory is full."),
+    ] = "refuse"
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All that lead to a Redis."""
+        return (*(() if self.url is None else (self.url,)), *self.cluster, *self.sentinels)
+
+
 class Telemetry(Schema, frozen=True):
     """What the process tells of itself."""
 
@@ -175,4 +218,5 @@ class Config(Schema, frozen=True):
     ) = None
     listen: Annotated[Listen, Meta(description="The listening socket.")] = Listen()
     admission: Annotated[Admission, Meta(description="Waiting for room.")] = Admission()
+    store: Annotated[StoreConfig, Meta(description="Where limits are counted.")] = StoreConfig()
     telemetry: Annotated[Telemetry, Meta(description="Logs and metrics.")] = Telemetry()

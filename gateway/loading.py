@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from gateway.config import DEMO, Config, EngineModel, ModelConfig, UpstreamConfig
+from cache.redis_address import parse_url
+from gateway.config import DEMO, Config, EngineModel, ModelConfig, StoreConfig, UpstreamConfig
 from gateway.identity.keyring import MAX_KEY_BYTES
 from gateway.policy_files import PolicyPaths
 from policies.document import DocumentError, Flaw, Mark, Problem, locate, parse
@@ -57,8 +58,11 @@ def demo() -> Loaded:
     return Loaded(Config(models={DEMO: ModelConfig(engine=EngineModel(path=DEMO))}), Path.cwd())
 
 
-def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool = True) -> Loaded:
-    """Read and check a file, and fetch its secrets unless told not to. Raises `DocumentError`, or `OSError`."""
+def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool = True, policies: bool = True) -> Loaded:
+    """Read and check a file and the policies that it names, and fetch its secrets, unless told not to.
+
+    Raises `DocumentError`, or `OSError`.
+    """
     file = str(path)
     try:
         text = path.read_text("utf-8")
@@ -75,13 +79,19 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool =
         raise DocumentError([Problem(file, locate(root, flaw.path), flaw.path, flaw.message) for flaw in flaws])
     loaded = replace(loaded, secrets=found)
     where = loaded.policy_paths()
-    if where is None:
+    if where is None or not policies:
         return loaded
     policy = where.compile(where.read())
     if not policy.keys and not policy.issuers:
         mark = locate(parse(text, file), ("policies",))
         raise DocumentError([Problem(file, mark, ("policies",), "no key and no issuer in them: nobody could call")])
     return replace(loaded, policy=policy)
+
+
+def pepper_of(path: Path, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Fetch the pepper that a file names, if it does. Raises `DocumentError`, `OSError`, `ValueError`."""
+    reference = load(path, environ=environ, secrets=False, policies=False).config.key_pepper
+    return None if reference is None else reference.resolve(environ)
 
 
 def check(config: Config) -> Iterator[Flaw]:
@@ -92,6 +102,7 @@ def check(config: Config) -> Iterator[Flaw]:
         yield from _check_model(("models", name), model, config.upstreams)
     for name, upstream in config.upstreams.items():
         yield from _check_url(("upstreams", name, "url"), upstream.url)
+    yield from _check_store(config.store)
     if config.keys and config.policies:
         yield Flaw(("keys",), "stands beside `policies`; keys are named there, or here in the simplest case, not both")
     if config.key_pepper is not None and not config.policies:
@@ -112,6 +123,10 @@ def fetch(config: Config, environ: Mapping[str, str], found: dict[Secret, str]) 
             references["upstreams", name, "key"] = upstream.key
     if config.key_pepper is not None:
         references["key_pepper",] = config.key_pepper
+    if config.store.password is not None:
+        references["store", "password"] = config.store.password
+    if config.store.sentinel_password is not None:
+        references["store", "sentinel_password"] = config.store.sentinel_password
     owners: dict[str, str] = {}
     for path, secret in references.items():
         try:
@@ -138,11 +153,18 @@ def missing_files(loaded: Loaded) -> Iterator[Flaw]:
             yield Flaw(
                 ("models", name, "engine", "path"), f"got {model.engine.path!r}, expected a directory that exists"
             )
+    yield from _missing_roots(loaded)
     for name, upstream in loaded.config.upstreams.items():
         if upstream.tls.ca_file and not loaded.path(upstream.tls.ca_file).is_file():
             yield Flaw(
                 ("upstreams", name, "tls", "ca_file"), f"got {upstream.tls.ca_file!r}, expected a file that exists"
             )
+
+
+def _missing_roots(loaded: Loaded) -> Iterator[Flaw]:
+    ca_file = loaded.config.store.ca_file
+    if ca_file is not None and not loaded.path(ca_file).is_file():
+        yield Flaw(("store", "ca_file"), f"got {ca_file!r}, expected a file that exists")
 
 
 def is_loopback(host: str) -> bool:
@@ -167,6 +189,40 @@ def _check_model(path: tuple[str, ...], model: ModelConfig, upstreams: Mapping[s
             yield Flaw((*path, "upstreams", index), f"got {name!r}, no upstream of that name{choice(name, upstreams)}")
         elif name in model.upstreams[:index]:
             yield Flaw((*path, "upstreams", index), f"got {name!r} a second time")
+
+
+def _check_store(store: StoreConfig) -> Iterator[Flaw]:
+    named = [name for name in ("url", "cluster", "sentinels") if getattr(store, name)]
+    for name in named[1:]:
+        yield Flaw(("store", name), f"stands beside `{named[0]}`; a store is one of `url`, `cluster`, `sentinels`")
+    if not named:
+        for name in ("username", "password", "sentinel_password", "ca_file"):
+            if getattr(store, name):
+                yield Flaw(("store", name), "has a meaning beside `url`, `cluster` or `sentinels` only")
+    if store.sentinel_password is not None and named and not store.sentinels:
+        yield Flaw(("store", "sentinel_password"), "has a meaning beside `sentinels` only")
+    places: list[tuple[tuple[str | int, ...], str]] = [] if store.url is None else [(("store", "url"), store.url)]
+    places += [(("store", "cluster", index), url) for index, url in enumerate(store.cluster)]
+    places += [(("store", "sentinels", index), url) for index, url in enumerate(store.sentinels)]
+    for path, url in places:
+        yield from _check_redis_url(path, url, alone=path == ("store", "url"))
+    if len({url.partition("://")[0] for url in store.urls}) > 1:
+        yield Flaw(("store", named[0]), "mixes redis:// and rediss://; either all speak TLS, or none does")
+    if store.ca_file is not None and named and not all(url.startswith("rediss://") for url in store.urls):
+        yield Flaw(("store", "ca_file"), "has a meaning with rediss:// only")
+
+
+def _check_redis_url(path: tuple[str | int, ...], url: str, *, alone: bool) -> Iterator[Flaw]:
+    if "@" in url:
+        yield Flaw(path, "holds a user or password; they are given as `username:` and `password: env:NAME`")
+        return
+    try:
+        address, door = parse_url(url)
+    except ValueError as error:
+        yield Flaw(path, f"got {url!r}, {error}")
+        return
+    if not alone and (address.path or door.database):
+        yield Flaw(path, f"got {url!r}, expected redis://host:port or rediss://host:port, without a database")
 
 
 def _check_url(path: tuple[str, ...], url: str) -> Iterator[Flaw]:

@@ -26,6 +26,7 @@ from gateway.loading import Loaded
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
 from gateway.policy_files import PolicyFiles, described
+from gateway.quota_store import QuotaStore
 from gateway.stages.record import Sink
 from gateway.supervisor import CANNOT_START, READY, say
 
@@ -60,6 +61,11 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
         say(f"cannot write the access log {error.filename}: {error.strerror}")
         return CANNOT_START
     metrics = Metrics(__version__)
+    try:
+        quotas = quota_store(loaded, metrics)
+    except OSError as error:
+        say(f"cannot use store.ca_file: {error}")
+        return CANNOT_START
     server = Server(still_loading, server_limits(config.listen))
     metrics.watch("connections", "Open connections of callers.", lambda: server.connections)
     sinks: list[Sink] = [metrics.observe]
@@ -73,7 +79,7 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
     stop = Stop(line)
     policies = open_policies(loaded, metrics)
     app: App | None = None
-    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks, policies))
+    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks, quotas, policies))
     try:
         app = await stop.unless(assembling)
         if app is not None:
@@ -90,6 +96,7 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
         await drain(server, config.listen.drain_s, stop)
         if app is not None:
             await app.aclose()
+        await quotas.aclose()
         if policies is not None:
             policies.close()
         lag.close()
@@ -164,6 +171,15 @@ def open_policies(loaded: Loaded, metrics: Metrics) -> PolicyFiles | None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, policies.ask)
     policies.start()
     return policies
+
+
+def quota_store(loaded: Loaded, metrics: Metrics) -> QuotaStore:
+    """Make the store of the limits, not yet opened, and report how it stands."""
+    config = loaded.config.store
+    ca_file = "" if config.ca_file is None else str(loaded.path(config.ca_file))
+    quotas = QuotaStore(config, loaded.secrets, say=say, ca_file=ca_file)
+    metrics.quota.store = quotas.state
+    return quotas
 
 
 def open_access_log(target: LogTarget, loaded: Loaded) -> AccessLog | None:

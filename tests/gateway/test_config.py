@@ -109,6 +109,35 @@ def test_a_configuration_is_frozen(tmp_path: Path) -> None:
             UPSTREAM + "telemetry: {access_log: sdtout}",
             "3:25: telemetry.access_log: got 'sdtout', expected stdout, off or a path with a slash",
         ),
+        (
+            UPSTREAM + "store: {url: http://h}",
+            "3:9: store.url: got 'http://h', expected redis://host:port/0, rediss://host:port/0 or unix:///path?db=0",
+        ),
+        (
+            UPSTREAM + "store: {url: redis://h, sentinels: [redis://s]}",
+            "3:25: store.sentinels: stands beside `url`; a store is one of `url`, `cluster`, `sentinels`",
+        ),
+        (
+            UPSTREAM + "store: {cluster: [redis://a:1, redis://b:1/2]}",
+            "3:32: store.cluster[1]: got 'redis://b:1/2', expected redis://host:port or rediss://host:port, "
+            "without a database",
+        ),
+        (
+            UPSTREAM + "store: {cluster: [redis://a, rediss://b]}",
+            "3:9: store.cluster: mixes redis:// and rediss://; either all speak TLS, or none does",
+        ),
+        (
+            UPSTREAM + "store: {username: me}",
+            "3:9: store.username: has a meaning beside `url`, `cluster` or `sentinels` only",
+        ),
+        (
+            UPSTREAM + "store: {url: rediss://h, ca_file: nowhere}",
+            "3:26: store.ca_file: got 'nowhere', expected a file that exists",
+        ),
+        (
+            UPSTREAM + "store: {url: redis://h, password: env:NONE}",
+            "3:25: store.password: the environment variable NONE is not set",
+        ),
     ],
 )
 def test_a_mistake_names_its_place(tmp_path: Path, text: str, expected: str) -> None:
@@ -128,6 +157,13 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(tmp_path: Path) -> None
     [told] = problems(tmp_path, "models: {m: {upstreams: [u]}}\nupstreams: {u: {url: http://me:hunter2@h}}\n")
 
     assert "hunter2" not in told
+
+
+def test_a_password_in_the_stores_url_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    [told] = problems(tmp_path, UPSTREAM + "store: {url: 'redis://me:hunter2@h:6379'}")
+
+    assert "hunter2" not in told
+    assert "`password: env:NAME`" in told
 
 
 @given(
