@@ -1,4 +1,4 @@
-"""How many tokens a call may produce: granted from outside while it runs, used up by the engine, one token at a time."""
+"""How many tokens a call may produce: granted from outside while it runs, used up by the engine one by one."""
 
 from dataclasses import dataclass, field
 

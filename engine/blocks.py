@@ -169,7 +169,7 @@ class BlockPool:
         return sum(1 for number in sequence.block_table if self._blocks[number].refs == 1 and number not in besides)
 
     def num_reclaimable(self, sequences: Iterable[Sequence], besides: Seq[int] = ()) -> int:
-        """Count the blocks, `besides` those, that nobody but `sequences` holds: what freeing all of them would bring."""
+        """Count the blocks, `besides` those, that nobody but `sequences` holds: what freeing all of them brings."""
         refs: dict[int, int] = {}
         for sequence in sequences:
             for number in sequence.block_table:

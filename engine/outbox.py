@@ -52,7 +52,7 @@ class Outbox:
         self._drafts[sequence] = Draft(stream)
 
     def push(self, progress: Progress) -> Output | None:
-        """Take in one step's tokens; None if nothing may go out yet and nobody counts. An output with `finish` closes the draft.
+        """Take in one step's tokens; None if nothing may go out yet and nobody counts. `finish` closes the draft.
 
         A stop string wins over the length limit that the same token reached, and over tokens accepted behind it.
         """

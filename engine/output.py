@@ -12,7 +12,8 @@ from engine.sequence import FinishReason
 class GenerateRequest:
     """One request of `n` choices over the same prompt. `deadline` is `time.monotonic()` seconds.
 
-    `allowance`, if there is one, bounds what may be produced; requests of one call share it. `salt` separates the prefix caches of those who must not share; `order_key` and `weight` are for the fair order.
+    `allowance`, if there is one, bounds what may be produced; requests of one call share it. `salt` separates the
+    prefix caches of those who must not share; `order_key` and `weight` are for the fair order.
     """
 
     id: str
@@ -62,7 +63,7 @@ class EngineStats:
     """A snapshot published once a step and read without a lock. Times in seconds, smoothed over the last steps.
 
     `running` and `waiting` count choices, as do the counters `preemptions` and `aborts`. Counters only grow.
-    `parked` of those running produce nothing, because their allowance has nothing left; some that wait may also lack it.
+    `parked` of those running produce nothing for now, because their allowance has nothing left.
     `step_share_outside_model` is what schedule, text and hand-over take of a step: 1 - runner / step.
     """
 

@@ -6,8 +6,8 @@ go first that have produced least, and among equals the lower index; the others 
 
 A running sequence that finds nothing left is *parked*: it keeps its blocks and its place but has no row, and both go to
 whoever needs them, whatever the standing, before anybody loses work that goes on. So a parked sequence holds up nobody,
-neither while its reader sleeps nor while a store is silent. One that lost its blocks is *shelved*: it does not even wait
-for room until it has a token to produce with it. Likewise one that is next to be admitted and has none.
+neither while its reader sleeps nor while a store is silent. One that lost its blocks is *shelved*: it does not even
+wait for room until it has a token to produce with it. Likewise one that is next to be admitted and has none.
 
 Only news (`Engine.nudge`) can end this. After each, whoever is still short is told about once, so that no grant that
 came just too late leaves anybody waiting.
@@ -55,7 +55,8 @@ class Rations:
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a sequence that ended."""
-        if self.limited.pop(sequence, self) is None:
+        if sequence.allowance is not None:
+            self.limited.pop(sequence, None)
             self.parked.pop(sequence, None)
             self.shelved.pop(sequence, None)
             self.resting.discard(sequence)

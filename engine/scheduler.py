@@ -168,9 +168,8 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
             self._release(sequence, spoilt)
-        elif sequence.status is Status.WAITING:
-            if sequence not in self.rations.shelved and not self.waiting.discard(sequence):
-                self._num_siblings -= 1
+        elif sequence.status is Status.WAITING and not self._stops_waiting(sequence):
+            self._num_siblings -= 1
         self.rations.drop(sequence)
         sequence.status = Status.FINISHED
         sequence.finish = reason
@@ -361,6 +360,10 @@ class Scheduler:
             if sequence.status is Status.WAITING:
                 self._num_siblings -= 1
                 self.waiting.push_resumed(sequence)
+
+    def _stops_waiting(self, sequence: Sequence) -> bool:
+        """Take a sequence out of the queue; false if it stands neither there nor aside."""
+        return sequence in self.rations.shelved or self.waiting.discard(sequence)
 
     def _watch(self, sequence: Sequence) -> None:
         """Remember a sequence's deadline; those of the finished are dropped before they outnumber the others."""

@@ -30,8 +30,8 @@ class Sequence:
 
     `token_ids` holds the prompt and, behind it, what was generated. The keys and values of the first `num_computed` of
     them are in the blocks of `block_table`; one step computes a further range. `salt` and `order_key` are opaque: the
-    first separates prefix caches, the second is what the fair order counts by. `allowance` is shared by all sequences of
-    a call; None where nothing limits it.
+    first separates prefix caches, the second is what the fair order counts by. All sequences of a call share its
+    `allowance`; None where nothing limits it.
     """
 
     request_id: str

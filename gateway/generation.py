@@ -24,7 +24,7 @@ class Generation:
 
     deadline: float
     scope: Scope = field(default_factory=Scope)
-    usage: Usage | None = None  # dispatch: None until the upstream has said it; meter, where it never does
+    usage: Usage | None = None  # dispatch: None until the upstream has said it; else meter, or an engine that was left
     emitted: dict[int, list[int]] = field(default_factory=dict)  # dispatch: per choice, the token ids sent so far
     finishes: dict[int, FinishReason] = field(default_factory=dict)  # dispatch: per choice, once it has ended
     limit: str | None = None  # dispatch, or meter where it stopped an upstream: the limit that ended a choice

@@ -28,8 +28,8 @@ _REFUSALS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError,
 class ChatTemplate:
     """The templates of one model, compiled once. `named` may hold `tool_use` beside `default`, for chats with tools.
 
-    `variables` (`bos_token`, …) are at every rendering's hand. Raises `ModelError` for a template that does not
-    compile.
+    `variables` (`bos_token`, …) are at every rendering's hand. `reads_clock` says that the same chat may look otherwise
+    tomorrow. Raises `ModelError` for a template that does not compile.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class ChatTemplate:
         if "default" not in named:
             raise ModelError(f"no chat template is called default, there are: {', '.join(sorted(named))}")
         self._reads_parts = {name for name, source in named.items() if _reads_parts(environment.parse(source))}
+        self.reads_clock = any("strftime_now" in source for source in named.values())
         self._variables = dict(variables)
         self._shield = shield
         self._limits = limits or Limits()

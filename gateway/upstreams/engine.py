@@ -4,11 +4,16 @@ The engine's thread hands over the outputs of a whole step at once; one callback
 answer's mailbox and wakes whoever reads. An answer's mailbox holds at most what its `max_tokens` allow, so that a slow
 reader costs memory that was granted, and nobody else's time.
 
+Where a quota bounds the call, the engine produces against an allowance (`gateway/upstreams/supply.py`). Whoever leaves
+before the end waits for the engine's last word, a step at most as a rule, so that what was really produced is settled
+and logged.
+
 Nothing else of the gateway imports the engine (its texts aside), and this file is imported only when the configuration
 names a local model.
 """
 
 import asyncio
+import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -18,6 +23,7 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
+from engine.allowance import Allowance
 from engine.config import EngineConfig
 from engine.errors import (
     DuplicateRequest,
@@ -49,12 +55,18 @@ from gateway.errors import (
 )
 from gateway.prompts import ModelPrompts
 from gateway.upstreams.base import Room
+from gateway.upstreams.supply import Supply
+from policies.tenant import Priority
+
+log = logging.getLogger("gateway")
 
 STOP_WAIT_S = 5.0  # a step that takes longer is left to the process's end
+LAST_WORD_S = 2.0  # how long who leaves waits for it; then everything that was granted counts
 FINISHES: Mapping[EngineFinish, FinishReason] = {
     EngineFinish.STOP: FinishReason.STOP,
     EngineFinish.LENGTH: FinishReason.LENGTH,
 }
+PRIORITIES: Mapping[Priority, int] = {Priority.HIGH: 1, Priority.NORMAL: 0, Priority.LOW: -1}
 
 
 class CannotLoad(Exception):
@@ -160,19 +172,31 @@ class EngineUpstream:
             self._occupied -= 1
 
     async def send(self, call: Call) -> Reply:
-        """Submit the call's prompts, each with `n` choices; they are aborted when the events are closed."""
-        assert call.tokens.prompts is not None, "prompts are encoded for whoever takes ids"
-        assert call.tokens.output is not None, "who encodes prompts knows how much room they leave"
-        answer = _Answer(call, self._leave)
+        """Submit the call's prompts, each with `n` choices; they are aborted when the events are closed.
+
+        Under a quota nothing is granted before all are submitted: where one is refused, none has produced anything.
+        """
+        prompts, output = call.tokens.prompts, call.tokens.output
+        assert prompts is not None, "prompts are encoded for whoever takes ids"
+        assert output is not None, "who encodes prompts knows how much room they leave"
+        reservation = call.generation.reservation
+        allowance: Allowance | None = None
+        supply: Supply | None = None
+        if reservation is not None and output:
+            allowance = Allowance(0)
+            supply = Supply(reservation, allowance, self._engine.nudge, len(prompts))
+        answer = _Answer(call, self._engine.abort, self._leave, supply)
         try:
-            for position, prompt_ids in enumerate(call.tokens.prompts):
-                if call.tokens.output == 0:
+            for position, prompt_ids in enumerate(prompts):
+                if output == 0:
                     answer.skip(position, len(prompt_ids))
                 else:
-                    self._submit(call, answer, position, prompt_ids, call.tokens.output)
+                    self._submit(call, answer, position, prompt_ids, output, allowance)
         except EngineError as error:
             await answer.aclose()
             raise translate(error) from error
+        if supply is not None:
+            supply.open()
         return Reply(200, {}, answer)
 
     def room(self) -> Room:
@@ -196,7 +220,13 @@ class EngineUpstream:
         await asyncio.to_thread(self._engine.stop, STOP_WAIT_S)
 
     def _submit(
-        self, call: Call, answer: "_Answer", position: int, prompt_ids: tuple[int, ...], max_tokens: int
+        self,
+        call: Call,
+        answer: "_Answer",
+        position: int,
+        prompt_ids: tuple[int, ...],
+        max_tokens: int,
+        allowance: Allowance | None,
     ) -> None:
         request_id = f"{call.id}.{next(self._serial)}"
         request = GenerateRequest(
@@ -204,9 +234,11 @@ class EngineUpstream:
             prompt_ids,
             self._params(call.request, max_tokens),
             n=call.request.n,
+            priority=PRIORITIES[call.terms.priority],
             salt=call.tenant.salt,
             order_key=call.tenant.id,
             deadline=call.deadline,
+            allowance=allowance,
         )
         self._engine.submit(request)
         # A slot was leased for the first choice of all; the others are counted here, until the answer is closed.
@@ -221,12 +253,14 @@ class EngineUpstream:
         def chosen(value: float | None, default: float) -> float:
             return default if value is None else value
 
+        # OpenAI takes a `top_p` of 0, of which nothing but the likeliest token is left.
+        top_p = chosen(asked.top_p, defaults.top_p)
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=asked.min_tokens or 0,
-            temperature=chosen(asked.temperature, defaults.temperature),
+            temperature=chosen(asked.temperature, defaults.temperature) if top_p else 0.0,
             top_k=max(defaults.top_k if asked.top_k is None else asked.top_k, 0),
-            top_p=chosen(asked.top_p, defaults.top_p),
+            top_p=top_p or 1.0,
             min_p=chosen(asked.min_p, defaults.min_p),
             presence_penalty=asked.presence_penalty or 0.0,
             frequency_penalty=asked.frequency_penalty or 0.0,
@@ -252,9 +286,8 @@ class EngineUpstream:
                     del self._answers[output.request_id]
 
     def _leave(self, answer: "_Answer") -> None:
-        """An answer was closed: end what still runs, give its room back."""
+        """An answer is closed: give its room back, and listen no longer for what the engine still owes it."""
         for request_id in answer.open_ids():
-            self._engine.abort(request_id)
             del self._answers[request_id]
         self._occupied -= max(answer.num_choices - 1, 0)
 
@@ -265,14 +298,25 @@ class _Answer(AsyncGenerator[Event, None]):
     A plain object and not a generator function, because one that is closed before its first event must abort as well.
     """
 
-    def __init__(self, call: Call, leave: Callable[["_Answer"], None]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        abort: Callable[[str], None],
+        leave: Callable[["_Answer"], None],
+        supply: Supply | None,
+    ) -> None:
         self._n = call.request.n
+        self._generation = call.generation
+        self._abort = abort
         self._leave = leave
+        self._supply = supply
         self._places: dict[str, int] = {}  # engine request id → place of its prompt among the call's
         self._num_open: dict[str, int] = {}
+        self._unheard: set[str] = set()  # under a quota: requests that have not said what of their prompt was cached
         self._mail: deque[Output | Event] = deque()
         self._waiting: asyncio.Future[None] | None = None
         self._usage = Usage()
+        self._told = False  # the usage
         self._closed = False
         self.num_choices = 0  # that were submitted
 
@@ -280,6 +324,8 @@ class _Answer(AsyncGenerator[Event, None]):
         """A request was submitted for the prompt at `place`."""
         self._places[request_id] = place
         self._num_open[request_id] = n
+        if self._supply is not None:
+            self._unheard.add(request_id)
         self.num_choices += n
 
     def skip(self, place: int, num_prompt: int) -> None:
@@ -297,28 +343,49 @@ class _Answer(AsyncGenerator[Event, None]):
         return list(self._num_open)
 
     def receive(self, output: Output) -> None:
-        """Take in what a step brought."""
-        self._mail.append(output)
+        """Take in what a step brought, whether anybody reads or not."""
+        if self._supply is not None:
+            self._count(output, self._supply)
         if output.finish is not None:
+            self._usage.completion += output.num_generated
+            if output.index == 0:  # the choices of a prompt share it
+                self._usage.prompt += output.num_prompt
+                self._usage.cached += output.num_cached
             self._num_open[output.request_id] -= 1
             if not self._num_open[output.request_id]:
                 del self._num_open[output.request_id]
+        if self._closed:
+            if self._num_open:
+                return
+        elif output.token_ids or output.text or output.finish is not None:
+            self._mail.append(output)
+        elif not output.short:
+            return
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+
+    def _count(self, output: Output, supply: Supply) -> None:
+        """What was cached comes first: the count may have the next slice asked for, and that charges the prompt."""
+        if output.short:
+            supply.short = True
+        elif output.index == 0 and output.request_id in self._unheard:
+            self._unheard.discard(output.request_id)
+            supply.cached(output.num_cached)
+        supply.count()
 
     async def __anext__(self) -> Event:
         while not self._mail:
             if self._closed or not self._num_open:
                 raise StopAsyncIteration
-            self._waiting = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiting
-            finally:
-                self._waiting = None
+            if self._supply is not None and self._supply.short:
+                await self._supply.refill()
+            else:
+                await self._next_mail()
         mail = self._mail.popleft()
         event = mail if isinstance(mail, Event) else self._event(mail)
         if not self._mail and not self._num_open:
             event.usage = self._usage
+            self._told = True
         return event
 
     async def asend(self, value: None) -> Event:
@@ -334,11 +401,45 @@ class _Answer(AsyncGenerator[Event, None]):
         raise kind
 
     async def aclose(self) -> None:
-        """Abort what still runs. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._mail.clear()
+        """Abort what still runs, and wait until the engine has said how far it came. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._mail.clear()
+        try:
+            if self._num_open:
+                await self._last_word()
+        finally:
+            self._settle()
             self._leave(self)
+
+    async def _next_mail(self) -> None:
+        self._waiting = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
+
+    async def _last_word(self) -> None:
+        for request_id in self._num_open:
+            self._abort(request_id)
+        try:
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._next_mail()
+        except TimeoutError:
+            log.warning("the engine did not acknowledge an abort within %g s", LAST_WORD_S)
+
+    def _settle(self) -> None:
+        """Write down what was used, unless the last event said so; without the engine's last word, all that may be."""
+        supply = self._supply
+        if supply is not None:
+            supply.end(forfeit=bool(self._num_open))
+        if self._told or not self.num_choices:
+            return
+        if not self._num_open:
+            self._generation.usage = self._usage
+        elif supply is not None:
+            self._generation.usage = supply.usage()
 
     def _event(self, output: Output) -> Event:
         """Raises `UpstreamError` or `DeadlineExceeded` for an answer that the engine could not finish."""
@@ -347,16 +448,13 @@ class _Answer(AsyncGenerator[Event, None]):
             if output.finish not in FINISHES:
                 raise _failure(output)
             finish = FINISHES[output.finish]
-            self._usage.completion += output.num_generated
-            if output.index == 0:  # the choices of a prompt share it
-                self._usage.prompt += output.num_prompt
-                self._usage.cached += output.num_cached
         return Event(
             index=self._places[output.request_id] * self._n + output.index,
             token_ids=output.token_ids,
             text=output.text,
             logprobs=_logprobs(output) if output.logprobs else (),
             finish=finish,
+            limit=self._supply.limit if output.limited and self._supply is not None else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""What holds whatever happens: a state machine submits, steps, grants, closes, aborts and lets steps fail, in any order.
+"""What holds whatever happens: a state machine submits, steps, grants, closes, aborts, lets steps fail, in any order.
 
 The scripted runner checks every row's whole history in its blocks, so a block that was shared, evicted or reused
 wrongly fails the step that would have read it.
@@ -298,7 +298,7 @@ class Life(RuleBasedStateMachine):
             self.run_dry()
         assert not self.unfinished()
         rations = self.engine.scheduler.rations
-        assert not (rations.limited or rations.parked or rations.shelved or rations.resting)
+        assert not [*rations.limited, *rations.parked, *rations.shelved, *rations.resting]
         self.pool.check_integrity()
         assert self.pool.num_available == self.pool.num_blocks
         assert self.engine.scheduler.num_waiting == 0

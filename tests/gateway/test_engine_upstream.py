@@ -28,6 +28,7 @@ from gateway.call import (
 )
 from gateway.config import EngineModel
 from gateway.errors import BadRequest, ContextTooLong, GatewayError, Overloaded, UpstreamError, UpstreamFailure
+from gateway.generation import Generation
 from gateway.scope import Scope
 from gateway.upstreams.engine import CannotLoad, EngineUpstream, translate
 from policies.tenant import Tenant
@@ -77,8 +78,10 @@ class Calls:
         call = Call(f"call{self._made}", "/v1/completions", now, b"{}", {}, request, now + 60, Scope())
         call.tenant = tenant or Tenant("somebody", b"salt")
         call.model = Model("local", (upstream,), 0, "tests", "fp", encoder=upstream.prompts)
-        ids = upstream.prompts.encode(prompt)
+        ids = tuple(map(upstream.prompts.tokenize, prompts or (PROMPT,)))
         call.tokens = TokenCount(sum(map(len, ids)), True, max_tokens, ids)
+        call.terms = call.tenant.terms("local")
+        call.generation = Generation(call.deadline)
         return call
 
 
