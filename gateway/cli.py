@@ -1,4 +1,4 @@
-"""The command line: `penstock serve`, `check`, `settings` and `version`."""
+"""The command line: `penstock serve`, `check`, `keys`, `schema`, `settings` and `version`."""
 
 import argparse
 import sys
@@ -30,7 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             help="default: penstock.yaml of this folder, and without one the demo model on 127.0.0.1:8080",
         )
     check.add_argument("--no-secrets", action="store_true", help="do not ask for the secrets that the file refers to")
-    commands.add_parser("settings", help="print every setting with its meaning")
+    keys = commands.add_parser("keys", help="make a key for the policy files")
+    new = keys.add_subparsers(dest="keys_command", required=True, metavar="COMMAND").add_parser(
+        "new", help="print a new key, once, and the line that the policy file keeps of it"
+    )
+    new.add_argument("id", metavar="ID", help="what the key is found by, such as web-1; unique in all policy files")
+    new.add_argument("--config", type=Path, metavar="FILE", help="where `key_pepper` stands; default: penstock.yaml")
+    commands.add_parser("schema", help="print the JSON Schema of policy files, for editors")
+    settings = commands.add_parser("settings", help="print every setting with its meaning")
+    settings.add_argument("--policies", action="store_true", help="those of policy files")
     commands.add_parser("version", help="print the version")
     given = parser.parse_args(arguments)
     match given.command:
@@ -38,10 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(given.config)
         case "check":
             return _check(given.config, secrets=not given.no_secrets)
+        case "keys":
+            return _new_key(given.id, given.config)
+        case "schema":
+            import json
+
+            from policies.json_schema import json_schema
+
+            print(json.dumps(json_schema(), indent=2))
         case "settings":
+            from gateway.policy_reference import describe_policies
             from gateway.settings import describe
 
-            print(describe(), end="")
+            print(describe_policies() if given.policies else describe(), end="")
         case "version":
             print(f"penstock {__version__}")
     return 0
@@ -70,7 +87,40 @@ def _check(path: Path | None, *, secrets: bool) -> int:
     config = loaded.config
     served = ", ".join(config.models)
     who = f"keys of {', '.join(config.keys)}" if config.keys else "no key, loopback only"
+    if loaded.policy is not None:
+        from gateway.policy_files import described
+
+        who = f"policy {loaded.policy.version}, {described(loaded.policy)}"
     print(f"{loaded.file or 'built-in'}: would serve {served} on {config.listen.host}:{config.listen.port} ({who})")
+    return 0
+
+
+def _new_key(key_id: str, config: Path | None) -> int:
+    """Print a key and what is kept of it: the key to stdout, where it can be taken up, all else beside it."""
+    import os
+    import secrets
+
+    from gateway.config import Config
+    from gateway.loading import FILE
+    from policies.document import DocumentError
+    from policies.key import kept, new_key
+    from policies.reader import read
+
+    path = config or Path(FILE)
+    try:
+        reference = read(path.read_text("utf-8"), str(path), Config).key_pepper if config or path.exists() else None
+        pepper = None if reference is None else reference.resolve(os.environ)
+        key = new_key(key_id, secrets.token_bytes)
+    except OSError as error:
+        print(f"penstock: cannot read {path}: {error.strerror}", file=sys.stderr)
+        return WRONG
+    except (DocumentError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    print("The key; it is shown this once:", file=sys.stderr)
+    print(key, flush=True)
+    print("The line for its tenant's `keys` in the policy file:", file=sys.stderr)
+    print(f'{key_id}: {{hash: "{kept(key, pepper)}"}}')
     return 0
 
 

@@ -23,28 +23,29 @@ def describe() -> str:
 
 
 def _section(prefix: str, kind: inspect.StructType) -> Iterator[str]:
-    yield f"\n## {prefix.rstrip('.') or 'The file'}\n\n{_doc(kind)}\n\n"
+    yield f"\n## {prefix.rstrip('.') or 'The file'}\n\n{sentence_of(kind)}\n\n"
     yield "| key | is | default | meaning |\n|---|---|---|---|\n"
     inner: list[tuple[str, inspect.StructType]] = []
     for field in kind.fields:
-        bare, about = _unwrap(field.type)
+        bare, about = unwrap(field.type)
         name = prefix + field.encode_name
         if isinstance(bare, inspect.StructType):
             inner.append((f"{name}.", bare))
         elif isinstance(bare, inspect.DictType) and isinstance(
-            nested := _unwrap(bare.value_type)[0], inspect.StructType
+            nested := unwrap(bare.value_type)[0], inspect.StructType
         ):
             inner.append((f"{name}.NAME.", nested))
-        yield f"| `{field.encode_name}` | {expectation(bare)} | {_default(field)} | {about} |\n"
+        yield f"| `{field.encode_name}` | {expectation(bare)} | {default_of(field)} | {about} |\n"
     for path, nested in inner:
         yield from _section(path, nested)
 
 
-def _doc(kind: inspect.StructType) -> str:
+def sentence_of(kind: inspect.StructType) -> str:
+    """Give the sentence that describes a section."""
     return (kind.cls.__doc__ or "").partition("\n")[0]
 
 
-def _unwrap(kind: inspect.Type) -> tuple[inspect.Type, str]:
+def unwrap(kind: inspect.Type) -> tuple[inspect.Type, str]:
     """Give the type without `None` and annotations, and its sentence."""
     about = ""
     while True:
@@ -58,7 +59,8 @@ def _unwrap(kind: inspect.Type) -> tuple[inspect.Type, str]:
             return kind, about
 
 
-def _default(field: inspect.Field) -> str:
+def default_of(field: inspect.Field) -> str:
+    """Say what holds where a key is left out."""
     if field.required:
         return "required"
     value = field.default
@@ -66,4 +68,6 @@ def _default(field: inspect.Field) -> str:
         return "–"
     if isinstance(value, bool):
         return "`true`" if value else "`false`"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{each}`" for each in value)
     return f"`{getattr(value, 'kind', value)}`"

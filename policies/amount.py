@@ -150,7 +150,7 @@ def _whole(decimal: str, digits: int, text: str, kind: type) -> int:
         raise _unlike(text, kind)
     value = int(whole + fraction[:digits].ljust(digits, "0"))
     if value > EXACT:
-        raise ValueError(f"got {text!r}, expected at most {EXACT // 10**digits:,}".replace(",", "_"))
+        raise ValueError(f"got {text!r}, expected at most {EXACT // 10**digits:_}")
     return value
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from urllib.parse import urlsplit
 
-from policies.chain import allows, applicable, counted, limit_of, measures, price_of, standing_in
+from policies.chain import NANO_DIGITS, allows, applicable, counted, limit_of, measures, price_of, standing_in
 from policies.document import Flaw, Path
 from policies.holder import Measure
 from policies.reader import choice
@@ -84,10 +84,15 @@ def _limit(path: Path, entry: LimitEntry, measure: Measure) -> Iterator[Flaw]:
         what = "concurrency" if isinstance(value, int) else f"a {value.period.name}"
         yield Flaw((*path, "burst"), f"got {entry.burst.text!r}, but {what} has no burst; only rates in s, min, h have")
         return
+    where = measure.value
     try:
+        if entry.burst is not None:
+            where = "burst"
+            entry.burst.scaled(NANO_DIGITS if measure is Measure.COST else 0)
+            where = measure.value
         limit_of(entry, "this", "model")
     except ValueError as error:
-        yield Flaw((*path, measure.value), str(error))
+        yield Flaw((*path, where), str(error))
 
 
 def _output(path: Path, settings: CallSettings) -> Iterator[Flaw]:
@@ -146,7 +151,9 @@ def _issuer(path: Path, issuer: IssuerEntry, document: Document) -> Iterator[Fla
     if issuer.organisation is not None and issuer.organisation not in document.organisations:
         known = choice(issuer.organisation, document.organisations)
         yield Flaw((*path, "organisation"), f"got {issuer.organisation!r}, no organisation of that name{known}")
-    if "://" in issuer.jwks and not _fetchable(issuer.jwks):
+    if "://" in issuer.jwks and "@" in issuer.jwks:
+        yield Flaw((*path, "jwks"), "holds a user or password; a URL of public keys needs none")
+    elif "://" in issuer.jwks and not _fetchable(issuer.jwks):
         expected = "expected https://, http:// on loopback, or a file"
         yield Flaw((*path, "jwks"), f"got {issuer.jwks!r}, {expected}")
 
@@ -157,4 +164,4 @@ def _fetchable(url: str) -> bool:
     except ValueError:
         return False
     plain = parts.scheme == "http" and parts.hostname in LOOPBACK
-    return bool(parts.hostname) and (plain or parts.scheme == "https") and "@" not in parts.netloc
+    return bool(parts.hostname) and (plain or parts.scheme == "https")
