@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gateway.quota import Quota
     from gateway.upstreams.base import Upstream
 
+# What a body has for each token of its prompt, about: English is 4 to 5 and code 3 in today's vocabularies, other
+# scripts are less, and a body's own marks come on top.
+BYTES_PER_TOKEN = 4.0
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -188,13 +191,24 @@ class Reply(msgspec.Struct):
 class PromptEncoder(Protocol):
     """Turns a request into the served model's own token ids: template, tools and tokenizer (`gateway/prompts.py`)."""
 
-    max_context: int
+    max_context: int | None
 
-    def encode(self, prompt: ChatPrompt | TextPrompt) -> tuple[tuple[int, ...], ...]:
-        """Give the ids of each prompt (one for a chat). Raises `BadRequest` for what template or tokenizer refuses."""
+    async def encode(self, prompt: ChatPrompt | TextPrompt, salt: bytes) -> tuple[tuple[int, ...], ...]:
+        """Give the ids of each prompt (one for a chat). Raises `BadRequest` for what template or tokenizer refuses.
+
+        What is remembered of it is found again under the same `salt` only (the tenant's).
+        """
         ...
 
-    def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]: ...
+    async def count(self, prompt: ChatPrompt | TextPrompt, salt: bytes) -> tuple[int, ...]:
+        """Give how many ids each prompt has. Raises as `encode` does."""
+        ...
+
+    async def encode_text(self, text: str, salt: bytes, *, special: bool = True) -> tuple[int, ...]: ...
+
+    def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """Give the ids of a short text, without remembering any."""
+        ...
 
     def detokenize(self, token_ids: Sequence[int]) -> str: ...
 
@@ -205,6 +219,8 @@ class PromptEncoder(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token, for log-probabilities."""
         ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -220,6 +236,7 @@ class Model:
     max_context: int | None = None
     max_output: int | None = None
     upstream_model: str | None = None  # what its HTTP upstreams call it, where they call it otherwise
+    bytes_per_token: float = BYTES_PER_TOKEN  # of a request's body, where we do not own the tokenizer
     needs_ids: bool = field(init=False)  # whether some upstream takes token ids, so that prompts must be encoded
 
     def __post_init__(self) -> None:
@@ -227,11 +244,12 @@ class Model:
 
 
 class TokenCount(msgspec.Struct):
-    """What `Bound` found: `input` is the prompts' count, or an upper bound of it where not `exact`.
+    """What `Bound` found: `input` is the count of all prompts together, an estimate where not `exact`.
 
-    `output` is how many tokens each choice may bring, None where neither caller nor model says. `prompts` are the ids
-    where we own the tokenizer and an upstream wants them, so that nothing is tokenised twice. `imposed` says that
-    `output` is the policy's doing and not the caller's, so that it has to be told to an upstream that reads the body.
+    `output` is how many tokens each choice may bring, None where neither caller nor model nor policy says; all choices
+    together (`gateway.quota.num_choices`) that many times. `prompts` are the ids where an upstream wants them, so that
+    nothing is tokenised twice. `imposed` says that `output` is the policy's doing and not the caller's, so that it has
+    to be told to an upstream that reads the body.
     """
 
     input: int

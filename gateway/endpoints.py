@@ -55,12 +55,13 @@ class Tokens:
         tenant = await self._identity.tenant(visit.request.headers)
         asked = decode_tokenize(body_of(visit))
         encoder = self._encoder(asked.model, tenant)
+        context = encoder.max_context or find_model(self._models, asked.model).max_context
         if asked.prompt is None:
-            (ids,) = encoder.encode(asked.chat())
+            (ids,) = await encoder.encode(asked.chat(), tenant.salt)
         else:
-            ids = encoder.tokenize(asked.prompt, special=asked.add_special_tokens)
+            ids = await encoder.encode_text(asked.prompt, tenant.salt, special=asked.add_special_tokens)
         spelt = [encoder.token_text(each) for each in ids] if asked.return_token_strs else None
-        respond_json(visit, 200, _json(TokenizeAnswer(len(ids), encoder.max_context, ids, spelt)))
+        respond_json(visit, 200, _json(TokenizeAnswer(len(ids), context, ids, spelt)))
 
     async def detokenize(self, visit: Visit) -> None:
         """Give ids' text. Raises `GatewayError`."""

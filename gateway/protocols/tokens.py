@@ -40,10 +40,10 @@ class TokenizeBody(msgspec.Struct):
 
 
 class TokenizeAnswer(msgspec.Struct):
-    """The ids, and what a context holds of them."""
+    """The ids, and how many a context holds, where that is known."""
 
     count: int
-    max_model_len: int
+    max_model_len: int | None
     tokens: tuple[int, ...]
     token_strs: list[str] | None = None
 

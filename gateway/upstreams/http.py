@@ -1,8 +1,8 @@
 """An OpenAI-compatible HTTP server as an upstream.
 
-The caller's body goes out byte for byte, but for `model` where the server calls it otherwise, and for
-`stream_options` where usage is to be told. Of the caller's headers only those go along that are meant for the far end
-of a trace; its key never does. The answer comes back as received, chunk by chunk.
+The caller's body goes out byte for byte, but for `model` where the server calls it otherwise, for `stream_options`
+where usage is to be told, and for the answer's length where policy sets it. Of the caller's headers only those go along
+that are meant for the far end of a trace; its key never does. The answer comes back as received, chunk by chunk.
 
 Each attempt minds four clocks: to connect, to the first event, between events, and the whole. The client below counts
 bytes; here events are counted, so that an upstream which trickles bytes, or only comments, is late all the same.
@@ -22,7 +22,7 @@ from gateway.http.client import Client, PreparedRequest
 from gateway.http.response import Response, Timeouts
 from gateway.upstreams.base import Room
 from gateway.upstreams.event_stream import EventStream
-from gateway.upstreams.splice import put_field, rename_model
+from gateway.upstreams.splice import put_field, put_output_limit, rename_model
 from gateway.upstreams.wire import error_of_status, malformed, peek_at
 
 PATHS = {Operation.CHAT: b"/chat/completions", Operation.COMPLETION: b"/completions"}
@@ -129,6 +129,8 @@ class HttpUpstream:
             body = rename_model(body, theirs)
         if self._hides_usage(request):
             body = put_field(body, "stream_options", {"include_usage": True})
+        if call.tokens.imposed and call.tokens.output is not None:
+            body = put_output_limit(body, call.tokens.output, chat=request.operation is Operation.CHAT)
         return body
 
     def _hides_usage(self, request: Request) -> bool:

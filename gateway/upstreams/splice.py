@@ -43,6 +43,14 @@ def put_field(body: bytes, key: str, value: Json) -> bytes:
     return b"%b%b%b" % (body[:front], field, body[front:])
 
 
+def put_output_limit(body: bytes, limit: int, *, chat: bool) -> bytes:
+    """Hold an answer to so many tokens, by whichever names the body has for that; else by the operation's own."""
+    names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
+    for name in [name for name in names if find_value(body, name)] or names[:1]:
+        body = put_field(body, name, limit)
+    return body
+
+
 def find_value(body: bytes, key: str) -> tuple[int, int] | None:
     """Find where a top-level field's value stands, by reading the body's skeleton."""
     depth = 0

@@ -11,16 +11,12 @@ from gateway.call import (
     ChatPrompt,
     Event,
     Operation,
-    PromptEncoder,
     Reply,
     Request,
-    TextPrompt,
-    TokenCount,
     compose,
 )
 from gateway.errors import (
     BadRequest,
-    ContextTooLong,
     DeadlineExceeded,
     GatewayError,
     ModelNotFound,
@@ -36,7 +32,6 @@ from gateway.record import Ending, RequestRecord
 from gateway.scope import Scope
 from gateway.stages.admit import Admit
 from gateway.stages.authenticate import Authenticate
-from gateway.stages.bound import Bound
 from gateway.stages.choose import Choose
 from gateway.stages.generate import Generate
 from gateway.stages.record import Record
@@ -163,122 +158,6 @@ async def test_an_unknown_name_is_not_found() -> None:
         await Resolve({"other": model("other")})(asked, answer)
 
     assert (caught.value.status, caught.value.param, caught.value.code) == (404, "model", "model_not_found")
-
-
-# Bound
-
-
-class Words:
-    """A tokenizer whose tokens are words, and a template that adds two."""
-
-    max_context = 10
-
-    def __init__(self) -> None:
-        self.encoded = 0
-
-    def encode(self, prompt: ChatPrompt | TextPrompt) -> tuple[tuple[int, ...], ...]:
-        self.encoded += 1
-        if isinstance(prompt, ChatPrompt):
-            words = sum(len(str(message.get("content")).split()) for message in prompt.messages)
-            return ((7,) * (words + 2),)
-        return tuple((7,) * len(str(each).split()) for each in prompt.prompts)
-
-
-def bounded(asked: Call, *, encoder: Words | None = None, takes_ids: bool = True, **settings: object) -> Call:
-    upstream = InProcess(takes_ids=takes_ids)
-    asked.model = model("m", upstream, encoder=encoder, **settings)
-    return asked
-
-
-async def test_the_engine_gets_the_ids_that_were_counted() -> None:
-    asked = bounded(call(max_tokens=4), encoder=Words())
-
-    await Bound()(asked, answer)
-
-    assert asked.tokens == TokenCount(3, True, 4, ((7, 7, 7),))
-
-
-async def test_an_answer_without_a_limit_gets_the_room_that_is_left() -> None:
-    asked = bounded(call(), encoder=Words())
-
-    await Bound()(asked, answer)
-
-    assert asked.tokens.output == 7
-
-
-async def test_an_answer_without_a_limit_is_held_to_the_models() -> None:
-    asked = bounded(call(), encoder=Words(), max_output=5)
-
-    await Bound()(asked, answer)
-
-    assert asked.tokens.output == 5
-
-
-async def test_more_than_the_models_output_is_refused_with_both_numbers() -> None:
-    asked = bounded(call(max_tokens=6), encoder=Words(), max_output=5)
-
-    with pytest.raises(BadRequest, match=r"6.*5") as caught:
-        await Bound()(asked, answer)
-
-    assert caught.value.param == "max_tokens"
-
-
-@pytest.mark.parametrize(
-    ("words", "max_tokens", "fits"), [(4, 4, True), (4, 5, False), (7, None, True), (8, None, False)]
-)
-async def test_prompt_and_answer_fit_the_context_to_the_token(words: int, max_tokens: int | None, fits: bool) -> None:
-    asked = bounded(call(max_tokens=max_tokens), encoder=Words())
-    asked.request.prompt = ChatPrompt([{"role": "user", "content": "x " * words}])
-
-    if fits:
-        await Bound()(asked, answer)
-        return
-    with pytest.raises(ContextTooLong) as caught:
-        await Bound()(asked, answer)
-    error = caught.value
-    assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "messages")
-    assert "10 tokens" in error.message
-    assert str(words + 2) in error.message
-
-
-async def test_the_longest_of_several_prompts_decides() -> None:
-    asked = bounded(call(max_tokens=8), encoder=Words())
-    asked.request.prompt = TextPrompt(("a b", "a", "a b c"))
-
-    with pytest.raises(ContextTooLong, match="3 in the prompt"):
-        await Bound()(asked, answer)
-
-
-async def test_nothing_is_tokenised_where_the_bytes_decide() -> None:
-    encoder = Words()
-    asked = bounded(call(body=b"x" * 8, max_tokens=2), encoder=encoder, takes_ids=False, max_context=10)
-
-    await Bound()(asked, answer)
-
-    assert encoder.encoded == 0
-    assert asked.tokens == TokenCount(8, False, 2)
-
-
-async def test_what_the_bytes_do_not_decide_is_counted_and_the_ids_are_not_kept() -> None:
-    encoder = Words()
-    asked = bounded(call(body=b"x" * 9, max_tokens=2), encoder=encoder, takes_ids=False, max_context=10)
-
-    await Bound()(asked, answer)
-
-    assert encoder.encoded == 1
-    assert asked.tokens == TokenCount(3, True, 2)
-
-
-async def test_without_a_tokenizer_the_upstream_decides() -> None:
-    asked = bounded(call(body=b"x" * 100, max_tokens=50), max_context=10)
-
-    await Bound()(asked, answer)
-
-    assert asked.tokens == TokenCount(100, False, 50)
-
-
-def test_the_encoder_of_these_tests_is_one_as_far_as_they_go() -> None:
-    assert set(vars(Words)) & set(vars(PromptEncoder)) >= {"encode"}
 
 
 # Generate
