@@ -58,11 +58,8 @@ def demo() -> Loaded:
     return Loaded(Config(models={DEMO: ModelConfig(engine=EngineModel(path=DEMO))}), Path.cwd())
 
 
-def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool = True, policies: bool = True) -> Loaded:
-    """Read and check a file and the policies that it names, and fetch its secrets, unless told not to.
-
-    Raises `DocumentError`, or `OSError`.
-    """
+def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool = True) -> Loaded:
+    """Read and check a file, and fetch its secrets unless told not to. Raises `DocumentError`, or `OSError`."""
     file = str(path)
     try:
         text = path.read_text("utf-8")
@@ -79,19 +76,13 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool =
         raise DocumentError([Problem(file, locate(root, flaw.path), flaw.path, flaw.message) for flaw in flaws])
     loaded = replace(loaded, secrets=found)
     where = loaded.policy_paths()
-    if where is None or not policies:
+    if where is None:
         return loaded
     policy = where.compile(where.read())
     if not policy.keys and not policy.issuers:
         mark = locate(parse(text, file), ("policies",))
         raise DocumentError([Problem(file, mark, ("policies",), "no key and no issuer in them: nobody could call")])
     return replace(loaded, policy=policy)
-
-
-def pepper_of(path: Path, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Fetch the pepper that a file names, if it does. Raises `DocumentError`, `OSError`, `ValueError`."""
-    reference = load(path, environ=environ, secrets=False, policies=False).config.key_pepper
-    return None if reference is None else reference.resolve(environ)
 
 
 def check(config: Config) -> Iterator[Flaw]:
