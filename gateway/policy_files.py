@@ -123,7 +123,8 @@ class PolicyFiles:
 
     def start(self) -> None:
         """Catch up with the files, and watch them from now on."""
-        self.look(at_once=True)
+        self._last = self._where.signature()
+        self.look()
         self._thread.start()
 
     def ask(self) -> None:
@@ -158,9 +159,9 @@ class PolicyFiles:
         if self._where.signature() != found:
             return  # it changed under our eyes
         self._judged = found
-        self._take(sources)
+        self._take(sources, tell=at_once)
 
-    def _take(self, sources: Sequence[Source]) -> None:
+    def _take(self, sources: Sequence[Source], *, tell: bool) -> None:
         try:
             policy = self._where.compile(sources)
         except DocumentError as error:
@@ -170,8 +171,8 @@ class PolicyFiles:
             self.current = policy
             self.applied += 1
             self._say(f"policy {policy.version} is in force: {described(policy)}")
-        elif not self.in_step:
-            self._say(f"the policy files are those of policy {policy.version} again, which is in force")
+        elif tell or not self.in_step:
+            self._say(f"policy {policy.version} is in force, as the files say")
         self.in_step = True
         self.succeeded_at = self._wall_clock()
         self._told = ""

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from policies.chain import Chain, Scope, in_default, standing_in
 from policies.consistency import flaws
-from policies.document import MAX_PROBLEMS, DocumentError, Flaw, Path, Problem, locate, parse
+from policies.document import MAX_PROBLEMS, DocumentError, Flaw, Mark, Path, Problem, locate, parse
 from policies.policy import Issuer, Policy, StoredKey
 from policies.reader import read
 from policies.schema import Document, IssuerEntry, KeyEntry, Settings
@@ -128,9 +128,15 @@ def _read(sources: Sequence[Source]) -> list[tuple[Source, Document]]:
     problems: list[Problem] = []
     for source in sources:
         try:
-            documents.append((source, read(source.text, source.file, Document)))
+            document = read(source.text, source.file, Document)
         except DocumentError as error:
             problems += error.problems
+            continue
+        if document == Document():
+            # Cut off at its beginning, most likely; taken at its word, it would shut everybody out.
+            message = "says nothing; remove the file if that is meant"
+            problems.append(Problem(source.file, Mark(1, 1), (), message))
+        documents.append((source, document))
     if problems:
         raise DocumentError(problems)
     return documents

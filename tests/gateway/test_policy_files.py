@@ -29,7 +29,7 @@ class Watched:
         self.now = 1000.0
         first = self.paths.compile(self.paths.read())
         self.files = PolicyFiles(self.paths, first, say=self.said.append, wall_clock=lambda: self.now)
-        self.files.look(at_once=True)
+        self.settle()
 
     def settle(self) -> None:
         """Look as often as it takes for a change to be seen, and to be seen to be over."""
@@ -142,9 +142,7 @@ def test_a_broken_file_that_is_put_right_is_told_of(watched: Watched) -> None:
     watched.now = 2000.0
     watched.settle()
 
-    assert watched.said[-1] == (
-        f"the policy files are those of policy {watched.files.current.version} again, which is in force"
-    )
+    assert watched.said[-1] == f"policy {watched.files.current.version} is in force, as the files say"
     assert (watched.files.applied, watched.files.in_step, watched.files.succeeded_at) == (0, True, 2000.0)
 
 
@@ -179,6 +177,21 @@ def test_a_file_that_is_added_to_a_folder_counts_and_one_that_is_removed_does_no
     assert with_other is not None
     assert watched.files.current.find("other", None, "x", None) is None
     assert watched.rate() == 1
+
+
+def test_an_emptied_file_leaves_the_policy_in_force(watched: Watched) -> None:
+    watched.file.write_text("# nothing\n")
+    watched.settle()
+
+    assert watched.rate() == 1
+    assert watched.said[0] == f"policy refused: {watched.file}:1:1: says nothing; remove the file if that is meant"
+
+
+def test_who_asks_for_what_is_in_force_already_is_told_so(watched: Watched) -> None:
+    watched.files.ask()
+    watched.files.look(at_once=True)
+
+    assert watched.said == [f"policy {watched.files.current.version} is in force, as the files say"]
 
 
 def test_a_folder_that_is_emptied_leaves_the_policy_in_force(tmp_path: Path) -> None:
@@ -381,7 +394,7 @@ def test_whatever_is_written_the_policy_in_force_is_a_valid_one_and_a_refusal_na
                 refusal = (files.current is before, files.in_step, said[told : told + 1])
                 first = f"policy refused: {error.problems[0]}"
 
-                assert refusal in [(True, False, [first]), (True, False, [])]
+                assert refusal in [(True, False, [first]), (True, False, [])]  # what is wrong as before is not repeated
             else:
                 applications += files.current is not before
                 valid.add(fresh.version)
