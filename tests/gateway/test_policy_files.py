@@ -1,7 +1,6 @@
 """Policy files are watched: what is on disk is in force within two polls, and what is wrong never is."""
 
 import os
-import random
 import re
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 from gateway.policy_files import PATIENCE, SHOWN, PolicyFiles, PolicyPaths
 from policies.document import DocumentError
 from policies.policy import Policy
+from tests.rig.policy_mutants import mutants
 
 EXAMPLES = Path(__file__).parents[2] / "policies" / "examples"
 GOOD = "organisations: {acme: {tenants: {web: {limits: [{requests: %d/min}]}}}}\n"
@@ -312,51 +312,9 @@ def test_a_bomb_is_refused_in_few_words(text: str, tmp_path: Path) -> None:
     assert len(str(refused.value)) < 100_000
 
 
-SEED = 20261120
-
-
-def mutants(count: int) -> Iterator[bytes | None]:
-    """The examples: half-written, shifted, negative, misspelt, doubled, bombed, binary; None is a deleted file."""
-    rng = random.Random(SEED)
-    texts = [path.read_text() for path in sorted(EXAMPLES.glob("*.yaml"))]
-    for _ in range(count):
-        text = rng.choice(texts)
-        lines = text.splitlines(keepends=True)
-        at = rng.randrange(len(lines))
-        match rng.randrange(10):
-            case 0:
-                yield text[: rng.randrange(len(text))].encode()
-            case 1:
-                lines[at] = " " * rng.randrange(1, 5) + lines[at]
-                yield "".join(lines).encode()
-            case 2:
-                numbers = [place for place, char in enumerate(text) if char.isdigit() and text[place - 1] in ": "]
-                place = rng.choice(numbers)
-                yield (text[:place] + "-" + text[place:]).encode()
-            case 3:
-                colon = rng.choice([place for place, char in enumerate(text) if char == ":"])
-                yield (text[:colon] + "x" + text[colon:]).encode()
-            case 4:
-                lines.insert(at, lines[at])
-                yield "".join(lines).encode()
-            case 5:
-                yield (text + "\nbomb: &a [" + "*a, " * 1000 + "]\n").encode()
-            case 6:
-                broken = bytearray(text.encode())
-                broken[rng.randrange(len(broken))] = rng.choice([0, 0x1B, 0x7F, 0x80, 0xC0, 0xFF])
-                yield bytes(broken)
-            case 7:
-                del lines[at]
-                yield "".join(lines).encode()
-            case 8:
-                place = rng.randrange(len(text))
-                yield (text[:place] + rng.choice("{}[]&*!|>'\"%@`#\t?-:,") + text[place:]).encode()
-            case 9:
-                yield None
-
-
 def test_whatever_is_written_the_policy_in_force_is_a_valid_one_and_a_refusal_names_the_line(tmp_path: Path) -> None:
     """Each of 300 mutants is compared with what a fresh reading of it says; a reader looks on from another thread."""
+    texts = [path.read_text() for path in sorted(EXAMPLES.glob("*.yaml"))]
     file = tmp_path / "policy.yaml"
     file.write_text((EXAMPLES / "company.yaml").read_text())
     paths = PolicyPaths((file,), served=("demo", "big"))
@@ -380,7 +338,7 @@ def test_whatever_is_written_the_policy_in_force_is_a_valid_one_and_a_refusal_na
     valid = {files.current.version}
     refusals = applications = 0
     try:
-        for mutant in mutants(300):
+        for mutant in mutants(texts, 300):
             if mutant is None:
                 file.unlink(missing_ok=True)
             else:
