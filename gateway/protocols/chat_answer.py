@@ -11,7 +11,7 @@ import msgspec
 from engine.text.tool_calls import ToolCall, ToolCallStream
 from gateway.call import Call, ChatPrompt, Event, FinishReason, Json, TokenLogprob
 from gateway.identifier import new_id
-from gateway.protocols.sse import DONE, Frame, answer_head, usage_json
+from gateway.protocols.sse import DONE, Frame, answer_head, limit_json, usage_json
 from gateway.protocols.token_logprobs import chat_logprobs
 
 _json = msgspec.json.Encoder().encode
@@ -84,6 +84,7 @@ class ChatStream:
         if event.finish is not None:
             finish = _json(choice.voice.finish(event.finish))
             logprobs = self._logprobs(choice)
+            after = self._frame.behind(event)
             out += b'%b"delta":{},"logprobs":%b,"finish_reason":%b}%b' % (choice.numbered, logprobs, finish, after)
         return out
 
@@ -108,6 +109,7 @@ class ChatWhole:
         self._parts: dict[int, list[str | ToolCall]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
         self._finishes: dict[int, FinishReason] = {}
+        self._limit: str | None = None
 
     def add(self, event: Event) -> None:
         voice = self._voices.get(event.index)
@@ -119,6 +121,7 @@ class ChatWhole:
         self._logprobs[event.index] += event.logprobs
         if event.finish is not None:
             self._finishes[event.index] = voice.finish(event.finish)
+            self._limit = event.limit or self._limit
 
     def body(self) -> bytes:
         return _json(
@@ -126,6 +129,7 @@ class ChatWhole:
                 **answer_head(self._call, "chatcmpl", "chat.completion", self._created),
                 "choices": [self._choice(index) for index in sorted(self._parts)],
                 "usage": usage_json(self._call),
+                **({} if self._limit is None else {"penstock": limit_json(self._limit)}),
             }
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.call import Call, Event, FinishReason, Json, TextPrompt, TokenLogprob
-from gateway.protocols.sse import DONE, Frame, answer_head, usage_json
+from gateway.protocols.sse import DONE, Frame, answer_head, limit_json, usage_json
 from gateway.protocols.token_logprobs import CompletionLogprobs
 
 _json = msgspec.json.Encoder().encode
@@ -43,14 +43,16 @@ class CompletionStream:
         if not text and not event.logprobs and event.finish is None:
             return b""
         logprobs = b"null" if not event.logprobs else _json(choice.logprobs(event.logprobs))
-        finish = b"null" if event.finish is None else _json(event.finish)
+        finish, after = b"null", self._frame.after
+        if event.finish is not None:
+            finish, after = _json(event.finish), self._frame.behind(event)
         return b'%b{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}%b' % (
             self._frame.before,
             event.index,
             _json(text),
             logprobs,
             finish,
-            self._frame.after,
+            after,
         )
 
     def end(self) -> bytes:
@@ -66,12 +68,14 @@ class CompletionWhole:
         self._texts: dict[int, list[str]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
         self._finishes: dict[int, FinishReason] = {}
+        self._limit: str | None = None
 
     def add(self, event: Event) -> None:
         self._texts.setdefault(event.index, []).append(event.text)
         self._logprobs.setdefault(event.index, []).extend(event.logprobs)
         if event.finish is not None:
             self._finishes[event.index] = event.finish
+            self._limit = event.limit or self._limit
 
     def body(self) -> bytes:
         call = self._call
@@ -90,6 +94,7 @@ class CompletionWhole:
                 **answer_head(call, "cmpl", "text_completion", self._created),
                 "choices": choices,
                 "usage": usage_json(call),
+                **({} if self._limit is None else {"penstock": limit_json(self._limit)}),
             }
         )
 

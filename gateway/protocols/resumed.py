@@ -30,16 +30,13 @@ class ResumedStream:
 
     def encode(self, event: Event) -> bytes:
         """Give the chunk that ends a choice."""
-        after = self._frame.after
-        if event.limit is not None:
-            after = b'],"penstock":{"limit":%b}%b' % (_json(event.limit), after[1:])
         finish = _json(event.finish)
         return b'%b{"index":%d,%b,"logprobs":null,"finish_reason":%b}%b' % (
             self._frame.before,
             event.index,
             self._gains,
             finish,
-            after,
+            self._frame.behind(event),
         )
 
     def end(self) -> bytes:

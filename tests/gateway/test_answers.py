@@ -328,3 +328,44 @@ async def test_what_the_model_cannot_take_is_a_400(fields: dict[str, Any], param
 
     assert response.status_code == 400
     assert (response.json()["error"]["param"], response.json()["error"]["code"]) == (param, code)
+
+
+def limited(*indices: int) -> list[Event]:
+    """Each choice says a word and is ended by a quota; the last event of all has the usage."""
+    words = [Event(index=index, text="word", token_ids=(9,)) for index in indices]
+    ends = [Event(index=index, finish=FinishReason.LENGTH, limit="acme tokens/min") for index in indices]
+    return ending([*words, *ends])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_the_limit_that_ended_an_answer_is_named_beside_the_reason(path: str) -> None:
+    asked = await ask(limited(0, 1), path, n=2)
+
+    *chunks, last = asked.chunks
+    named = [chunk for chunk in chunks if "penstock" in chunk]
+    assert [chunk["penstock"] for chunk in named] == [{"limit": "acme tokens/min"}] * 2
+    assert [chunk["choices"][0]["finish_reason"] for chunk in named] == ["length"] * 2
+    assert [chunk["usage"] for chunk in chunks] == [None] * len(chunks)
+    assert (last["choices"], last["usage"]) == ([], asked.whole["usage"])
+    assert asked.whole["penstock"] == {"limit": "acme tokens/min"}
+    assert [choice["finish_reason"] for choice in asked.whole["choices"]] == ["length"] * 2
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_stream_that_a_quota_ended_tells_its_usage_to_who_did_not_ask(path: str) -> None:
+    served = model("m", InProcess(limited(0, 1), takes_ids=True), encoder=PROMPTS)
+    asked = {"model": "m", "stream": True, "n": 2} | ({"messages": MESSAGES} if "chat" in path else {"prompt": "hi"})
+    async with running(served) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+        text = (await client.post(path, json=asked)).text
+    chunks = [json.loads(block.removeprefix("data: ")) for block in text.split("\n\n")[:-2]]
+
+    assert all(chunk["choices"] for chunk in chunks), "a chunk without choices breaks clients that did not ask for it"
+    assert ["usage" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1]["usage"]["completion_tokens"] == USAGE.completion
+
+
+async def test_an_answer_that_no_limit_ended_names_none() -> None:
+    asked = await ask(ending(say("a", finish=FinishReason.LENGTH)))
+
+    assert "penstock" not in asked.raw
+    assert "penstock" not in asked.whole
