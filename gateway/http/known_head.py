@@ -1,7 +1,7 @@
 """A head that was read before: clients repeat theirs byte for byte, but for the length of the body.
 
 A kept connection carries one client's requests, and a client library makes the same head for each of them. Reading one
-costs 3.6 µs, seeing that it is the one before 0.4. Nothing is decided anew about it and nothing less strictly: the same
+costs 3.6 µs, seeing that it is the one before 0.8. Nothing is decided anew about it and nothing less strictly: the same
 bytes are the same request. Only the digits of Content-Length may differ, and they are all that is read again.
 """
 
@@ -15,7 +15,7 @@ MAX_DIGITS = 18  # what the reader of heads takes for a length
 class KnownHead(msgspec.Struct, frozen=True):
     """A head that was accepted: what stands `before` and `after` its Content-Length's digits, and what it said.
 
-    `content_length` is the digits' value in `headers`, to be replaced in each copy.
+    `content_length` in `headers` is the digits' value then, to be replaced in each copy.
     """
 
     before: bytes
@@ -27,13 +27,14 @@ class KnownHead(msgspec.Struct, frozen=True):
     http10: bool
     keep_alive: bool
 
-    def length_in(self, head: bytes) -> bytes | None:
-        """Give the digits of another head's Content-Length where it is this head otherwise; None where it is not."""
+    def begins(self, data: bytes) -> tuple[bytes, int] | None:
+        """Give another length's digits and where the body begins, where this head begins `data`; else None."""
         before, after = self.before, self.after
-        if head.startswith(before) and head.endswith(after):
-            digits = head[len(before) : len(head) - len(after)]
-            if digits.isdigit() and len(digits) <= MAX_DIGITS:
-                return digits
+        if data.startswith(before):
+            end = data.find(b"\r", len(before))
+            digits = data[len(before) : end]
+            if digits.isdigit() and len(digits) <= MAX_DIGITS and data.startswith(after, end):
+                return digits, end + len(after)
         return None
 
 

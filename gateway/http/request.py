@@ -114,6 +114,11 @@ class RequestReader:
         """Give the next request once it is whole. Raises `Refused`, after which nothing more can be read."""
         request = self._request
         if request is None:
+            known = self._known
+            if known is not None:
+                request = self._read_known(known, now)
+                if request is not None:
+                    return request
             request = self._read_head()
             if request is None:
                 return None
@@ -132,13 +137,24 @@ class RequestReader:
         request.received = now
         return request
 
+    def _read_known(self, known: KnownHead, now: float) -> HttpRequest | None:
+        """Give a request with a known head that came whole, at once and alone, which nearly all do; None for others."""
+        data = self._buffer
+        if type(data) is not bytes or (begun := known.begins(data)) is None:
+            return None
+        digits, end = begun
+        size = len(data) - end
+        if size != int(digits) or size > self._limits.body_bytes or end > self._limits.head_bytes:
+            return None
+        self._buffer = b""
+        self._scanned = self._strangers = 0
+        self.http10 = known.http10
+        self.keep_alive = known.keep_alive
+        headers = known.headers.copy()
+        headers[b"content-length"] = digits
+        return HttpRequest(known.method, known.path, known.query, headers, data[end:], self._peer, now)
+
     def _read_body(self, request: HttpRequest) -> bool:
-        buffer = self._buffer
-        if len(buffer) == self._missing and not self._body:  # it came at once, and nothing behind it
-            request.body = bytes(buffer)
-            self._buffer = b""
-            self._missing = 0
-            return True
         piece = bytes(self._buffer[: self._missing])
         self._buffer = self._buffer[len(piece) :]
         self._missing -= len(piece)
@@ -171,11 +187,6 @@ class RequestReader:
         self._buffer = buffer[end + 4 :]
         if len(head) > limits.head_bytes:
             raise self._head_too_large(head)
-        known = self._known
-        if known is not None:
-            digits = known.length_in(head)
-            if digits is not None:
-                return self._repeat(known, digits)
         if head.count(b"\r\n") > limits.headers + 2:
             raise Refused(431, "headers_too_large", f"The request has more than {limits.headers} headers.")
         request = self._parse(head)
@@ -183,16 +194,6 @@ class RequestReader:
         if self._strangers & (self._strangers - 1) == 0:  # the 1st, 2nd, 4th ...: some clients never repeat a head
             self._remember(head, request)
         return request
-
-    def _repeat(self, known: KnownHead, digits: bytes) -> HttpRequest:
-        """Give what a known head says, with another length."""
-        self._strangers = 0
-        self.http10 = known.http10
-        self.keep_alive = known.keep_alive
-        self._announce(digits)
-        headers = known.headers.copy()
-        headers[b"content-length"] = digits
-        return HttpRequest(known.method, known.path, known.query, headers, b"", self._peer, 0.0)
 
     def _remember(self, head: bytes, request: HttpRequest) -> None:
         """Keep a head that was accepted, if the next may be the same; not one that asks us to react to what came."""
@@ -284,12 +285,6 @@ class RequestReader:
         if b"upgrade" in options and headers.get(b"upgrade", b"").lower() == b"websocket":
             raise Refused(400, "upgrade_not_supported", "WebSocket connections are not served here.")
 
-    def _announce(self, digits: bytes) -> None:
-        """Await a body of that length. Raises `Refused`."""
-        self._missing = int(digits)
-        if self._missing > self._limits.body_bytes:
-            raise body_too_large(self._limits.body_bytes)
-
     def _decide_body(self, headers: dict[bytes, bytes]) -> None:
         coding = headers.get(b"transfer-encoding")
         length = headers.get(b"content-length")
@@ -303,7 +298,9 @@ class RequestReader:
         elif length is not None:
             if not length.isdigit() or len(length) > MAX_DIGITS:
                 raise Refused(400, "invalid_framing", "Content-Length is not a number.")
-            self._announce(length)
+            self._missing = int(length)
+            if self._missing > self._limits.body_bytes:
+                raise body_too_large(self._limits.body_bytes)
         expectation = headers.get(b"expect")
         if expectation is not None:
             if expectation.lower() != b"100-continue":
