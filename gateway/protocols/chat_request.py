@@ -65,7 +65,8 @@ def decode_chat(body: bytes) -> Request:
 def check_messages(messages: list[dict[str, Any]]) -> None:
     """Check what every chat template relies on; roles and parts of content are the model's own business."""
     for index, message in enumerate(messages):
-        _check_message(index, message)
+        if type(message.get("role")) is not str or type(message.get("content")) is not str:
+            _check_message(index, message)
 
 
 def _check_message(index: int, message: dict[str, Any]) -> None:
