@@ -1,12 +1,14 @@
 """What an answer's headers say of the caller's limits: OpenAI's names, the IETF draft's, and our own.
 
 `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` are OpenAI's, with Go's durations; `reset` is when nothing is
-spent any more. `RateLimit-Policy` and `RateLimit` are those of draft-ietf-httpapi-ratelimit-headers-10: structured
-fields, one member for each thing that is counted. The draft knows no unit for tokens and costs; `qu` says ours.
-Where several limits count the same thing, the one with the least left is told, because it is what binds; a shadow limit
-binds nobody and is not told. `x-penstock-input-tokens: 812` is what the prompt was counted as, `812;estimate` where not
-by the served model's own tokenizer. `x-penstock-degraded: quota` says that the store of the limits is down, and that
-these are the shares that this process holds on its own.
+spent any more, if what running calls hold is used up. `RateLimit-Policy` and `RateLimit` are those of
+draft-ietf-httpapi-ratelimit-headers-10: structured fields, one member for each thing that is counted. The draft knows
+no unit for tokens and costs; `qu` says ours. Where several limits count the same thing, the one with the least left is
+told, because it is what binds; a shadow limit binds nobody and is not told.
+
+`x-penstock-input-tokens: 812` is what the prompt was counted as, `812;estimate` where not by the served model's own
+tokenizer. `x-penstock-degraded: quota` says that the store of the limits is down, and that these are the shares that
+this process holds on its own.
 
 Anthropic's set (`anthropic-ratelimit-*`, resets in RFC 3339) belongs to Anthropic's surface, and its place is beside
 `_openai`, chosen by the path that the call came in on.
@@ -70,7 +72,8 @@ class LimitHeaders:
                 known = self._learn(limit, measure)
             _, name, policy = known
             policies.append(policy)
-            states.append(f"{name};r={min(max(0, standing.free), MAX_INTEGER)};t={-(-standing.reset_us // 1_000_000)}")
+            state = f"{name};r={min(max(0, standing.free), MAX_INTEGER)}"
+            states.append(state if limit.kind is Kind.GAUGE else f"{state};t={-(-reset_us(standing) // 1_000_000)}")
         headers["ratelimit-policy"] = ", ".join(policies)
         headers["ratelimit"] = ", ".join(states)
 
@@ -115,7 +118,17 @@ def _openai(binding: Binding, headers: dict[str, str]) -> None:
 def _three(standing: Standing, of: str, headers: dict[str, str]) -> None:
     headers[f"x-ratelimit-limit-{of}"] = str(standing.limit.capacity)
     headers[f"x-ratelimit-remaining-{of}"] = str(max(0, standing.free))
-    headers[f"x-ratelimit-reset-{of}"] = go_duration(standing.reset_us)
+    headers[f"x-ratelimit-reset-{of}"] = go_duration(reset_us(standing))
+
+
+def reset_us(standing: Standing) -> int:
+    """Tell when nothing is spent any more, if what is held now is used up and nobody else comes."""
+    limit = standing.limit
+    if limit.kind is not Kind.BUCKET:
+        return standing.reset_us
+    spent = -(-standing.reset_us * limit.rate // (limit.unit * limit.tick_us))
+    held = max(0, limit.capacity - standing.free - spent)
+    return standing.reset_us + -(-held * limit.unit * limit.tick_us // limit.rate)
 
 
 def window_s(limit: Limit) -> int | None:

@@ -16,7 +16,7 @@ UNITS = {
     Measure.INPUT: "input tokens",
     Measure.OUTPUT: "output tokens",
     Measure.TOKENS: "tokens",
-    Measure.COST: "billionths of a dollar",
+    Measure.COST: "US dollars",
 }
 
 
@@ -42,13 +42,21 @@ def refusal(exceeded: LimitExceeded, quota: Quota) -> RateLimited:
 def describe(exceeded: LimitExceeded, rule: Rule) -> str:
     """Say which limit it is, its value, what is left and when to come back."""
     limit, unit = exceeded.limit, UNITS[rule.measure]
-    what = f"Limit `{limit.key}` reached: {limit.capacity} {unit}"
+    what = f"Limit `{limit.key}` reached: {amount(limit.capacity, rule.measure)} {unit}"
     if limit.kind in PERIODS:
         what += f" for {PERIODS[limit.kind]}"
-    what += f", {max(0, exceeded.free)} left."
+    what += f", {amount(max(0, exceeded.free), rule.measure)} left."
     if exceeded.wait_us is None:
         return f"{what} This request needs more than the limit ever allows."
     return f"{what} Please try again in {go_duration(exceeded.wait_us)}."
+
+
+def amount(number: int, measure: Measure) -> str:
+    """Write a number of what a limit counts; costs in dollars."""
+    if measure is not Measure.COST:
+        return str(number)
+    dollars, nano = divmod(number, 1_000_000_000)
+    return f"{dollars}.{nano:09}".rstrip("0").rstrip(".")
 
 
 def unavailable(error: StoreError) -> QuotaUnavailable:
