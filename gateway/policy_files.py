@@ -203,8 +203,11 @@ class PolicyFiles:
 
 def described(policy: Policy) -> str:
     """Say in a few words whom a policy knows."""
-    issuers = f", {len(policy.issuers)} issuers" if policy.issuers else ""
-    return f"{len(policy.keys)} keys{issuers}" + ("" if policy.keys or policy.issuers else "; nobody can call")
+    keys, issuers = len(policy.keys), len(policy.issuers)
+    who = f"{keys} key{'' if keys == 1 else 's'}"
+    if issuers:
+        who += f", {issuers} issuer{'' if issuers == 1 else 's'}"
+    return who if keys or issuers else f"{who}; nobody can call"
 
 
 def _text(path: Path) -> str:

@@ -161,7 +161,7 @@ def test_a_wrong_policy_at_the_start_is_told_whole_and_nothing_starts(
 def test_whatever_is_written_under_load_the_gateway_serves_by_a_valid_policy(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    """300 mutants, each judged before the next is written; callers are answered meanwhile, never by an error of ours."""
+    """300 mutants, each judged before the next is written; callers are answered meanwhile, never by our error."""
     file = tmp_path / "policy.yaml"
     answers: Counter[int] = Counter()
     over = threading.Event()
