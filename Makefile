@@ -34,9 +34,11 @@ format: ## write the code as it is written here
 check: lint types ## what can be said without running anything
 	$(RUN) ruff format --check .
 
-bench-gateway: ## the gateway's speed beside nginx and LiteLLM
+bench-gateway: ## the gateway's speed beside nginx and LiteLLM; SAVE=1 keeps the figures
 	@deploy/install dev
-	$(RUN) bench.gateway
+	@command -v gcc >/dev/null || deploy/install --debian gcc libc6-dev
+	@PATH=$$PATH:/usr/sbin command -v nginx >/dev/null || deploy/install --debian nginx-light || true # without it, then
+	$(RUN) bench.gateway $(if $(SAVE),--save)
 
 bench-engine: ## the engine's speed beside transformers
 	@deploy/install dev

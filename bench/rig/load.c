@@ -88,10 +88,10 @@ static void read_line(Connection *c) {
     if (!stamp || stamp[2] < '0' || stamp[2] > '9') return;
     uint64_t now = now_ns();
     c->events++;
-    if (!c->measured || !measuring) return;
-    events_seen++;
+    if (!measuring) return;
+    events_seen++; // of streams that began before the measurement too: a slow server may have no others
     sample(&event_delay, now - strtoull(stamp + 2, NULL, 10));
-    if (c->events == 1) sample(&first_event, now - c->due);
+    if (c->measured && c->events == 1) sample(&first_event, now - c->due);
 }
 
 static void read_body(Connection *c, const char *data, size_t size) {
