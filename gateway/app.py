@@ -86,10 +86,13 @@ class App:
         self._admit.drain()
 
     async def aclose(self) -> None:
-        """Close every upstream, and end what is asked of issuers. Running attempts fail."""
+        """Close every upstream, and end counting and what is asked of issuers. Running attempts fail."""
         await self._identity.aclose()
         for upstream in dict.fromkeys(upstream for model in self._models for upstream in model.upstreams):
             await upstream.aclose()
+        for model in self._models:
+            if model.encoder is not None:
+                model.encoder.close()
 
 
 def build(

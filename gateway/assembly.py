@@ -1,15 +1,18 @@
 """From the configuration to the objects that serve: upstreams, models, keys, and the application over them.
 
-The engine's door is imported only when a model is to run here: a pure proxy never sees torch.
+The engine's door is imported only when a model is to run here, and its texts only when a tokenizer is named: a pure
+proxy sees neither torch nor tokenizers.
 """
 
 import asyncio
+import os
 import sys
 import time
 from hashlib import blake2b
+from pathlib import Path
 
 from gateway.app import App, Bounds, build
-from gateway.call import Model
+from gateway.call import Model, PromptEncoder
 from gateway.config import DEMO, EngineModel, ModelConfig, UpstreamConfig
 from gateway.http.client import Client
 from gateway.http.origin import Origin
@@ -40,6 +43,7 @@ async def assemble(
     Opens `quotas`; who made it closes it, behind the last call.
     """
     config = loaded.config
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a long prompt takes one core, not all
     try:
         await quotas.open()
     except UnfitStore as error:
@@ -48,7 +52,7 @@ async def assemble(
     models: dict[str, Model] = {}
     for name, model in config.models.items():
         if model.engine is None:
-            models[name] = proxied(name, model, upstreams)
+            models[name] = await proxied(name, model, upstreams, loaded)
         else:
             models[name] = await local(name, model, model.engine, loaded, metrics)
     bounds = Bounds(config.listen.request_timeout_s, config.admission.max_waiting, config.admission.max_wait_s)
@@ -61,9 +65,13 @@ async def assemble(
     return build(models=models, identity=identity, metrics=metrics, sinks=sinks, bounds=bounds, ledger=quotas.ledger)
 
 
-def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream]) -> Model:
-    """A model that HTTP upstreams serve."""
+async def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream], loaded: Loaded) -> Model:
+    """A model that HTTP upstreams serve. Raises `StartError`."""
     identity = "\n".join([model.upstream_model or name, *model.upstreams])
+    encoder = None
+    if model.tokenizer is not None:
+        sys.setswitchinterval(SWITCH_S)
+        encoder = await asyncio.to_thread(open_tokenizer, name, loaded.path(model.tokenizer), model.max_context)
     return Model(
         name,
         tuple(upstreams[each] for each in model.upstreams),
@@ -73,7 +81,22 @@ def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream]) -
         max_context=model.max_context,
         max_output=model.max_output,
         upstream_model=model.upstream_model,
+        bytes_per_token=model.bytes_per_token,
+        encoder=encoder,
     )
+
+
+def open_tokenizer(name: str, directory: Path, max_context: int | None) -> PromptEncoder:
+    """Read a model directory's tokenizer and template. Raises `StartError`."""
+    try:
+        from engine.errors import ModelError
+        from gateway.prompts import open_prompts
+    except ModuleNotFoundError as error:
+        raise StartError(f"model {name}: its tokenizer wants the extra `tokens`: {error}") from error
+    try:
+        return open_prompts(directory, max_context)
+    except ModelError as error:
+        raise StartError(f"model {name}: {error}") from error
 
 
 async def local(name: str, model: ModelConfig, settings: EngineModel, loaded: Loaded, metrics: Metrics) -> Model:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec import field as setting
 
+from gateway.call import BYTES_PER_TOKEN
 from gateway.http.limits import ServerLimits
 from policies.secret import Secret
 
@@ -89,6 +90,21 @@ class ModelConfig(Schema, frozen=True):
     upstream_model: Annotated[Name, Meta(description="What the upstreams call it, if not the same.")] | None = None
     max_context: Annotated[Count, Meta(description="Tokens of prompt and answer together.")] | None = None
     max_output: Annotated[Count, Meta(description="Tokens of an answer.")] | None = None
+    tokenizer: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                description="The model directory whose `tokenizer.json` and template count for its upstreams, relative "
+                "to this file; wants the extra `tokens`.",
+            ),
+        ]
+        | None
+    ) = None
+    bytes_per_token: Annotated[
+        float,
+        Meta(ge=0.5, le=64, description="Without a tokenizer: a prompt's tokens are estimated as its bytes by this."),
+    ] = BYTES_PER_TOKEN
 
 
 class TlsConfig(Schema, frozen=True):

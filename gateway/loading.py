@@ -144,6 +144,8 @@ def missing_files(loaded: Loaded) -> Iterator[Flaw]:
             yield Flaw(
                 ("models", name, "engine", "path"), f"got {model.engine.path!r}, expected a directory that exists"
             )
+        if model.tokenizer and not loaded.path(model.tokenizer).is_dir():
+            yield Flaw(("models", name, "tokenizer"), f"got {model.tokenizer!r}, expected a directory that exists")
     yield from _missing_roots(loaded)
     for name, upstream in loaded.config.upstreams.items():
         if upstream.tls.ca_file and not loaded.path(upstream.tls.ca_file).is_file():
@@ -173,6 +175,8 @@ def _check_model(path: tuple[str, ...], model: ModelConfig, upstreams: Mapping[s
         )
     if model.engine and model.upstream_model:
         yield Flaw((*path, "upstream_model"), "has no meaning beside `engine`")
+    if model.engine and model.tokenizer:
+        yield Flaw((*path, "tokenizer"), "has no meaning beside `engine`, which brings its own")
     if model.engine and model.engine.num_blocks and model.engine.kv_memory_bytes:
         yield Flaw((*path, "engine", "num_blocks"), "expected either `num_blocks` or `kv_memory_bytes`, got both")
     for index, name in enumerate(model.upstreams):

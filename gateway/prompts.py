@@ -8,6 +8,7 @@ found by no other. What is left to encode is encoded here and now where it is li
 from array import array
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -149,3 +150,9 @@ def _ids_of(begun: Sequence[Encoding | tuple[int, ...]]) -> list[Sequence[int]]:
             raise BadRequest("'prompt' is empty, and this model has no token to begin with.", param="prompt")
         found.append(ids)
     return found
+
+
+def open_prompts(directory: Path, max_context: int | None) -> ModelPrompts:
+    """Read a model directory's tokenizer and template. Raises `engine.errors.ModelError`."""
+    tokenizer = Tokenizer.from_dir(directory)
+    return ModelPrompts(tokenizer, ChatTemplate.from_dir(directory, tokenizer), max_context)
