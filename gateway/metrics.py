@@ -96,6 +96,7 @@ class Metrics:
         self._attempts: dict[tuple[str, str, str], int] = {}
         self._engines: dict[str, Callable[[], Mapping[str, float]]] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._counters: dict[str, tuple[str, str, Callable[[], Mapping[str, int]]]] = {}
         self.quota = QuotaNumbers()
         self._version = version
         self._registry = CollectorRegistry(auto_describe=False)
@@ -150,6 +151,10 @@ class Metrics:
         """Report one gauge that somebody else keeps. `name` without the prefix `penstock_`."""
         self._gauges[name] = (about, read)
 
+    def watch_counts(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
+        """Report a counter that somebody else keeps, by one label. `name` without the prefix `penstock_`."""
+        self._counters[name] = (about, label, read)
+
     def exposition(self) -> bytes:
         """Give everything in Prometheus' text format."""
         self._count_finished()
@@ -163,6 +168,8 @@ class Metrics:
         yield GaugeMetricFamily("penstock_requests_in_flight", "Requests under way.", value=self.in_flight)
         for name, (about, read) in self._gauges.items():
             yield GaugeMetricFamily(f"penstock_{name}", about, value=read())
+        for name, (about, label, counts) in self._counters.items():
+            yield _counter(name, about, (label,), (((value,), count) for value, count in counts().items()))
         requests, attempts = self._requests.items(), self._attempts.items()
         errors = (((label,), count) for label, count in self._errors.items())
         yield _counter("requests", "Requests by how they ended.", ("model", "operation", "status", "ending"), requests)

@@ -121,6 +121,10 @@ class PolicyFiles:
         self._closed = False
         self._thread = threading.Thread(target=self._watch, name="policy-files", daemon=True)
 
+    def outcomes(self) -> dict[str, int]:
+        """Count what became of new policies, for metrics."""
+        return {"applied": self.applied, "refused": self.refused}
+
     def start(self) -> None:
         """Catch up with the files, and watch them from now on."""
         self._last = self._where.signature()

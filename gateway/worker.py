@@ -17,7 +17,7 @@ import uvloop
 from gateway import __version__
 from gateway.access_log import AccessLog
 from gateway.app import App
-from gateway.assembly import StartError, assemble
+from gateway.assembly import SWITCH_S, StartError, assemble
 from gateway.config import Listen, LogTarget
 from gateway.http.limits import ServerLimits
 from gateway.http.message import HttpRequest, Responder
@@ -160,14 +160,14 @@ def open_policies(loaded: Loaded, metrics: Metrics) -> PolicyFiles | None:
     if where is None or loaded.policy is None:
         return None
     policies = PolicyFiles(where, loaded.policy, say=say)
-    metrics.watch("policy_reloads_applied", "New policies that were put in force.", lambda: policies.applied)
-    metrics.watch("policy_reloads_refused", "New policies that were refused.", lambda: policies.refused)
+    metrics.watch_counts("policy_reloads", "New policies by what became of them.", "outcome", policies.outcomes)
     metrics.watch("policy_in_step", "1 if the policy files are what is in force, else 0.", lambda: policies.in_step)
     metrics.watch(
         "policy_last_success_timestamp_seconds",
         "When the files were last found to be a policy, in unix seconds.",
         lambda: policies.succeeded_at,
     )
+    sys.setswitchinterval(SWITCH_S)  # for the thread that reads them
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, policies.ask)
     policies.start()
     return policies

@@ -22,6 +22,7 @@ from tests.rig.policy_mutants import mutants
 KEY = new_key("web-1", lambda size: bytes(range(size)))
 PEPPER = "a pepper of some length"
 BODY = b'{"model": "gpt", "messages": [{"role": "user", "content": "Hello"}]}'
+APPLIED, REFUSED = (f'penstock_policy_reloads_total{{outcome="{outcome}"}}' for outcome in ("applied", "refused"))
 POLICY = f"""\
 prices:
   gpt: {{input: 1.25, cached_input: 0.125, output: 10}}
@@ -111,7 +112,7 @@ def test_a_key_of_the_policy_opens_and_its_removal_shuts(tmp_path: Path, upstrea
         before = (ask(gateway), ask(gateway, KEY[:-1] + "A"), ask(gateway, "another.key"))
         file.write_text(POLICY.replace("web-1:", "web-2:"))
         eventually(lambda: ask(gateway) == 401)
-        eventually(lambda: gateway.metrics()["penstock_policy_reloads_applied"] == 1)
+        eventually(lambda: gateway.metrics()[APPLIED] == 1)
 
     assert before == (200, 401, 401)
 
@@ -121,7 +122,7 @@ def test_a_limit_of_the_policy_holds_and_a_lower_one_after_a_change(tmp_path: Pa
     with serving(tmp_path, upstream, POLICY.replace("1_000_000/min, burst: 1_000_000", "3/h")) as gateway:
         before = [ask(gateway) for _ in range(4)]
         file.write_text(POLICY.replace("1_000_000/min, burst: 1_000_000", "5/h"))
-        eventually(lambda: gateway.metrics()["penstock_policy_reloads_applied"] == 1)
+        eventually(lambda: gateway.metrics()[APPLIED] == 1)
         after = [ask(gateway) for _ in range(3)]
 
     assert before == [200, 200, 200, 429]
@@ -143,7 +144,7 @@ def test_a_signal_has_the_files_read_and_the_answer_told(tmp_path: Path, upstrea
     assert "policy.yaml:2:8: prices.gpt.output: missing" in first
     assert "policy.yaml:2:16: prices.gpt.input: got '-1'" in second
     assert (kept_on.startswith("penstock: policy "), status) == (True, 200)
-    assert metrics["penstock_policy_reloads_refused"] >= 1
+    assert metrics[REFUSED] >= 1
     assert metrics["penstock_policy_in_step"] == 0
 
 
