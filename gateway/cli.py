@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,6 +131,10 @@ def _serve(path: Path | None) -> int:
     loaded = _load(path, secrets=True)
     if loaded is None:
         return supervisor.CANNOT_START
+    if loaded.policy is not None:
+        from gateway.policy_memory import PolicyMemory
+
+        loaded = replace(loaded, memory=PolicyMemory())
     listen = loaded.config.listen
     try:
         listener = supervisor.listen(listen.host, listen.port)

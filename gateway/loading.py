@@ -11,6 +11,7 @@ from cache.redis_address import parse_url
 from gateway.config import DEMO, Config, EngineModel, ModelConfig, StoreConfig, UpstreamConfig
 from gateway.identity.keyring import MAX_KEY_BYTES
 from gateway.policy_files import PolicyPaths
+from gateway.policy_memory import PolicyMemory
 from policies.document import DocumentError, Flaw, Mark, Problem, locate, parse
 from policies.policy import Policy
 from policies.reader import choice, read
@@ -25,7 +26,7 @@ MIN_PEPPER_CHARS = 16
 class Loaded:
     """A configuration ready to start from. `secrets` has the value of each reference; `base` is where paths start.
 
-    `policy` is what the policy files said when it was loaded.
+    `policy` is what the policy files said when it was loaded; `memory` holds what they said since, for the next worker.
     """
 
     config: Config
@@ -33,6 +34,7 @@ class Loaded:
     file: str | None = None
     secrets: Mapping[Secret, str] = field(default_factory=dict, repr=False)
     policy: Policy | None = None
+    memory: PolicyMemory | None = None
 
     @property
     def pepper(self) -> str | None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.policy_memory import PolicyMemory
 from policies.compile import Source, compile_policy
 from policies.document import MAX_CHARS, DocumentError, Mark, Problem
 from policies.key import pepper_mark
@@ -93,7 +94,8 @@ class PolicyFiles:
     """`current` is the policy in force; it is replaced, never changed. Watches from `start` until `close`.
 
     `applied` and `refused` count readings of something new, `in_step` says whether what is on disk is in force, and
-    `succeeded_at` when that was last found (unix seconds). `say` tells the operator a line.
+    `succeeded_at` when that was last found (unix seconds). `say` tells the operator a line. With a `memory`, what a
+    worker before us had in force goes before `current`.
     """
 
     def __init__(
@@ -102,15 +104,18 @@ class PolicyFiles:
         current: Policy,
         *,
         say: Callable[[str], None],
+        memory: PolicyMemory | None = None,
         wall_clock: Callable[[], float] = time.time,
         poll_s: float = POLL_S,
     ) -> None:
-        self.current = current
+        remembered = None if memory is None else memory.recall()
+        self.current = current if remembered is None else where.compile(remembered)
         self.applied = self.refused = 0
         self.in_step = True
         self.succeeded_at = wall_clock()
         self._where = where
         self._say = say
+        self._memory = memory
         self._wall_clock = wall_clock
         self._poll_s = poll_s
         self._last: Signature = ()  # as of the last poll
@@ -174,12 +179,21 @@ class PolicyFiles:
         if policy.version != self.current.version:
             self.current = policy
             self.applied += 1
+            self._remember(sources)
             self._say(f"policy {policy.version} is in force: {described(policy)}")
         elif tell or not self.in_step:
             self._say(f"policy {policy.version} is in force, as the files say")
         self.in_step = True
         self.succeeded_at = self._wall_clock()
         self._told = ""
+
+    def _remember(self, sources: Sequence[Source]) -> None:
+        if self._memory is None:
+            return
+        try:
+            self._memory.keep(sources)
+        except OSError as error:
+            self._say(f"policy {self.current.version} cannot be remembered for the next worker: {error.strerror}")
 
     def _refuse(self, error: DocumentError) -> None:
         self.in_step = False

@@ -159,7 +159,7 @@ def open_policies(loaded: Loaded, metrics: Metrics) -> PolicyFiles | None:
     where = loaded.policy_paths()
     if where is None or loaded.policy is None:
         return None
-    policies = PolicyFiles(where, loaded.policy, say=say)
+    policies = PolicyFiles(where, loaded.policy, say=say, memory=loaded.memory)
     metrics.watch_counts("policy_reloads", "New policies by what became of them.", "outcome", policies.outcomes)
     metrics.watch("policy_in_step", "1 if the policy files are what is in force, else 0.", lambda: policies.in_step)
     metrics.watch(

@@ -159,6 +159,22 @@ def test_a_wrong_policy_at_the_start_is_told_whole_and_nothing_starts(
     assert [line.partition("policy.yaml:")[2].partition(": ")[0] for line in gateway.said] == ["1:1", "2:17"]
 
 
+def test_a_worker_that_dies_beside_broken_files_leaves_its_policy_to_the_next(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    file = tmp_path / "policy.yaml"
+    with serving(tmp_path, upstream) as gateway:
+        file.write_text(POLICY.replace("web-1:", "web-2:"))  # the key is taken away
+        gateway.process.expect("is in force")
+        file.unlink()
+        gateway.process.expect("stays in force")
+        gateway.kill()
+        gateway.wait()
+        status = ask(gateway)
+
+    assert status == 401
+
+
 def test_whatever_is_written_under_load_the_gateway_serves_by_a_valid_policy(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
