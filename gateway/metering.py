@@ -12,16 +12,19 @@ had been produced past the edge by then is charged all the same, and reported as
 
 import re
 from collections.abc import Iterator
+from math import ceil
 
 import msgspec
 
 from cache.reservation import Reservation
-from gateway.call import Call, Event, Events, FinishReason, PromptEncoder, Usage
-from gateway.errors import BadRequest, Overloaded, QuotaUnavailable, UpstreamError, UpstreamFailure
+from gateway.call import Call, Event, Events, FinishReason, Model, Usage
+from gateway.errors import BadRequest, Overloaded, UpstreamError, UpstreamFailure
 from gateway.quota import num_choices
 from gateway.upstreams.event_stream import DONE, data_of
 from gateway.upstreams.splice import put_field
+from gateway.upstreams.supply import STORE
 
+SHORT_CHARS = 4096  # what the event loop may tokenise in passing
 REFUSALS = frozenset((UpstreamFailure.STATUS, UpstreamFailure.IN_BAND))
 _AFTER_EVENT = re.compile(rb"(?<=\n\n)|(?<=\r\r)|(?<=\n\r\n)")
 
@@ -105,10 +108,11 @@ _decode = msgspec.json.Decoder(Pieces).decode
 class Tally:
     """Counts events' tokens. `finished` are the choices that have ended, `finishes` the reasons that were given."""
 
-    def __init__(self, encoder: PromptEncoder | None, *, streamed: bool) -> None:
-        self._encoder = encoder
+    def __init__(self, model: Model, *, streamed: bool) -> None:
+        self._encoder = model.encoder
+        self._bytes_per_token = model.bytes_per_token
         self._streamed = streamed
-        self.finished: set[int] = set()
+        self.finished: list[int] = []
         self.finishes: set[str] = set()
 
     def count(self, data: bytes) -> int:
@@ -122,7 +126,7 @@ class Tally:
         tokens = 0
         for piece in pieces.choices:
             if piece.finish_reason is not None:
-                self.finished.add(piece.index)
+                self.finished.append(piece.index)
                 self.finishes.add(piece.finish_reason)
             tokens += self._tokens(piece)
         return tokens
@@ -134,10 +138,11 @@ class Tally:
         texts = [text for text in _texts(piece) if text]
         if not texts:
             return 0
-        if self._encoder is None:
-            # Of a whole answer nobody has counted anything: four bytes are about a token.
-            return len(texts) if self._streamed else sum(len(text.encode()) // 4 + 1 for text in texts)
-        return sum(max(1, len(self._encoder.tokenize(text, special=False))) for text in texts)
+        if self._encoder is not None and sum(map(len, texts)) <= SHORT_CHARS:
+            return sum(max(1, len(self._encoder.tokenize(text, special=False))) for text in texts)
+        if self._streamed:
+            return len(texts)
+        return sum(ceil(len(text.encode()) / self._bytes_per_token) for text in texts)
 
 
 def _texts(piece: Piece) -> Iterator[str | None]:
@@ -150,17 +155,45 @@ def _texts(piece: Piece) -> Iterator[str | None]:
                 yield (call.function.name or "") + (call.function.arguments or "")
 
 
-class Metered:
-    """The events of an HTTP upstream's answer, counted against a reservation, and ended where that ends."""
+async def take(reservation: Reservation, tokens: int) -> int:
+    """Count tokens, asking for more where they do not fit; tell how many found no room, which are counted too."""
+    # An upstream was told how much it may bring: where an estimate says that it has brought more, that is wrong.
+    tokens = min(tokens, max(0, reservation.max_output - reservation.holder.output))
+    while tokens > (room := reservation.room()):
+        reservation.count(room)
+        tokens -= room
+        if not await reservation.more(tokens):
+            reservation.count(tokens)
+            return tokens
+    reservation.count(tokens)
+    return 0
 
-    __slots__ = ("_call", "_cut", "_events", "_reservation", "_streamed", "_tally")
+
+async def take_whole(call: Call, reservation: Reservation, event: Event, body: bytes) -> None:
+    """Count an answer that came whole, and name the limit in it, if one kept it from going on."""
+    tally = Tally(call.model, streamed=False)
+    generation, tight = call.generation, reservation.tight
+    if generation.usage is None:
+        generation.usage = Usage(prompt=reservation.holder.input, completion=tally.count(body))
+    elif tight is not None:
+        tally.count(body)
+    completion = generation.usage.completion
+    await take(reservation, completion)
+    if tight is not None and FinishReason.LENGTH in tally.finishes and completion >= reservation.granted:
+        generation.limit = tight.key
+        event.raw = put_field(body, "penstock", {"limit": tight.key})
+
+
+class Metered:
+    """The events of an HTTP upstream's stream, counted against a reservation, and ended where that ends."""
+
+    __slots__ = ("_call", "_cut", "_events", "_reservation", "_tally")
 
     def __init__(self, events: Events, call: Call, reservation: Reservation) -> None:
         self._events = events
         self._call = call
         self._reservation = reservation
-        self._streamed = call.request.stream
-        self._tally = Tally(call.model.encoder, streamed=self._streamed)
+        self._tally = Tally(call.model, streamed=True)
         self._cut: Iterator[Event] | None = None
 
     def __aiter__(self) -> "Metered":
@@ -173,82 +206,57 @@ class Metered:
                 raise StopAsyncIteration
             return event
         event = await self._events.__anext__()
-        if not event.raw:
-            return event
-        if not self._streamed:
-            await self._take_whole(event, event.raw)
-            return event
-        counts = self._count(event.raw)
+        ended = len(self._tally.finished)
+        counts = self._count(event)
         tokens = sum(counts)
         if event.usage is not None:
             said = event.usage.completion - self._reservation.holder.output
-            if not tokens or said < 0:
-                await self._take(max(0, said))  # the word of the end: nothing is left that could be held back
+            if not tokens or said < 0:  # the word of the end: nothing is left that could be held back
+                await take(self._reservation, max(0, said))
                 return event
             tokens = said
-        missing = await self._take(tokens)
+        missing = await take(self._reservation, tokens)
         if not missing:
             return event
-        return await self._end(event.raw, counts, sum(counts) - missing)
+        del self._tally.finished[ended:]
+        return await self._end(event.raw or b"", counts, sum(counts) - missing)
 
     async def aclose(self) -> None:
         """Close the upstream's answer."""
         await self._events.aclose()
 
-    def _count(self, raw: bytes) -> list[int]:
-        """Tell the tokens of each event in `raw`."""
-        return [self._tally.count(data) if (data := data_of(event)) else 0 for event in events_in(raw)]
-
-    async def _take_whole(self, event: Event, raw: bytes) -> None:
-        """Count an answer that came whole, and name the limit in it, if one kept it from going on."""
-        counted = self._tally.count(raw)
-        generation, reservation = self._call.generation, self._reservation
-        if generation.usage is None:
-            generation.usage = Usage(prompt=reservation.holder.input, completion=counted)
-        completion = generation.usage.completion
-        await self._take(completion)
-        tight = reservation.tight
-        if tight is not None and FinishReason.LENGTH in self._tally.finishes and completion >= reservation.granted:
-            generation.limit = tight.key
-            event.raw = put_field(raw, "penstock", {"limit": tight.key})
-
-    async def _take(self, tokens: int) -> int:
-        """Count tokens, asking for more where they do not fit; tell how many found no room, which are counted too."""
-        reservation = self._reservation
-        # An upstream was told how much it may bring: where an estimate says that it has brought more, that is wrong.
-        tokens = min(tokens, max(0, reservation.max_output - reservation.holder.output))
-        while tokens > (room := reservation.room()):
-            reservation.count(room)
-            tokens -= room
-            if not await reservation.more(tokens):
-                reservation.count(tokens)
-                return tokens
-        reservation.count(tokens)
-        return 0
+    def _count(self, event: Event) -> list[int]:
+        """Tell the tokens of each piece that came together."""
+        raw = event.raw
+        if raw is not None:
+            return [self._tally.count(data) if (data := data_of(piece)) else 0 for piece in events_in(raw)]
+        if event.finish is not None:
+            self._tally.finished.append(event.index)
+        return [len(event.token_ids) or bool(event.text)]
 
     async def _end(self, raw: bytes, counts: list[int], fit: int) -> Event:
-        """End the stream in the upstream's place. Raises `QuotaUnavailable` where no limit said so but a dead store."""
+        """End the stream in the upstream's place."""
         await self._events.aclose()
         edge = self._reservation.edge
-        if edge is None:
-            message = "The gateway lost the store of its limits, and what it had granted is used up."
-            raise QuotaUnavailable(message, code="quota_unavailable")
+        key = STORE if edge is None else edge.key
         generation, holder = self._call.generation, self._reservation.holder
-        generation.limit = edge.key
+        generation.limit = key
         cached = 0 if generation.usage is None else generation.usage.cached
         generation.usage = Usage(prompt=holder.input, completion=holder.output, cached=cached)
-        self._cut = self._ends(edge.key)
+        self._cut = self._ends(key)
         kept = bytearray()
-        for event, count in zip(events_in(raw), counts, strict=True):
+        for event, count in zip(events_in(raw), counts, strict=False):
             fit -= count
             if fit < 0:
                 break
             kept += event
+        self._count(Event(raw=bytes(kept)))  # for the choices that it ends
         return Event(raw=bytes(kept)) if kept else next(self._cut)
 
     def _ends(self, key: str) -> Iterator[Event]:
         """Give the last event of each choice that has not ended; the very last tells the usage."""
         left = [index for index in range(num_choices(self._call)) if index not in self._tally.finished]
+        left = left or [0]  # of an upstream that goes on behind its own end
         for index in left:
             usage = self._call.generation.usage if index == left[-1] else None
             yield Event(index=index, finish=FinishReason.LENGTH, limit=key, usage=usage)

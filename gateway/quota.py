@@ -35,9 +35,9 @@ class Quota:
         return (self.entry is not None and self.entry.degraded) or (self.tokens is not None and self.tokens.degraded)
 
 
-def rule_of(account: Account, key: str) -> Rule:
-    """Give the rule whose limit has this key."""
-    return next(rule for rule in (*account.entry, *account.tokens) if rule.limit.key == key)
+def rule_of(account: Account, key: str) -> Rule | None:
+    """Give the rule whose limit has this key; None for what is no limit but stands in one's place."""
+    return next((rule for rule in (*account.entry, *account.tokens) if rule.limit.key == key), None)
 
 
 def level_of(key: str) -> str:

@@ -27,6 +27,7 @@ def refusal(exceeded: LimitExceeded, quota: Quota) -> RateLimited:
     early; `retry-after` is the same in whole seconds. Neither is told where waiting is of no use.
     """
     rule = quota.refused = rule_of(quota.account, exceeded.limit.key)
+    assert rule is not None, "only a limit of the account refuses"
     wait_us = exceeded.wait_us
     headers = {"x-penstock-limit": header_text(exceeded.limit.key)}
     if wait_us is not None:

@@ -137,5 +137,5 @@ def _limits(name: str, about: str, hits: Hits) -> CounterMetricFamily:
 
 
 def _hit(hits: Hits, limit: LimitHit) -> None:
-    key = (limit.measure.value, limit.level)
+    key = (limit.measure, limit.level)
     hits[key] = hits.get(key, 0) + 1

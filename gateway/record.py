@@ -6,7 +6,6 @@ from enum import StrEnum
 import msgspec
 
 from gateway.call import Attempt, Operation, Usage
-from policies.holder import Measure
 
 
 class Ending(StrEnum):
@@ -21,10 +20,13 @@ class Ending(StrEnum):
 
 
 class LimitHit(msgspec.Struct, frozen=True):
-    """A limit that said no, or would have: its name, what it counts, and the level of the scope that it stands on."""
+    """A limit that said no, or would have: its name, what it counts, and the level of the scope that it stands on.
+
+    All three are `store` where nothing more was to be had because the store of the limits was lost.
+    """
 
     key: str
-    measure: Measure
+    measure: str
     level: str
 
 

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 from cache.errors import StoreError
 from cache.ledger import Ledger
 from cache.reservation import LimitExceeded, Reservation
-from gateway.call import Call, Handler, Reply
+from gateway.call import Call, Handler, Reply, Single
 from gateway.identifier import new_id
-from gateway.metering import Metered, settlement
+from gateway.metering import Metered, settlement, take_whole
 from gateway.quota import Quota, num_choices
 from gateway.quota_error import refusal, unavailable
 
@@ -48,8 +48,12 @@ class Meter:
         if not engine and not call.request.stream and reservation.tight is not None:
             self._tighten(call, reservation)
         reply = await inner(call)
-        if not engine and reply.raw and any(rule.output for rule in account.tokens):
-            reply.events = Metered(reply.events, call, reservation)
+        if not engine and any(rule.output for rule in account.tokens):
+            events = reply.events
+            if type(events) is not Single:
+                reply.events = Metered(events, call, reservation)
+            elif events.event is not None and events.event.raw is not None:
+                await take_whole(call, reservation, events.event, events.event.raw)
         return reply
 
     def _reservation(self, call: Call) -> Reservation:

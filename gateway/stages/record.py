@@ -154,7 +154,8 @@ def quota_record(call: Call, quota: Quota) -> QuotaRecord:
     tokens, account = quota.tokens, quota.account
 
     def hit(key: str) -> LimitHit:
-        return LimitHit(key, rule_of(account, key).measure, level_of(key))
+        rule = rule_of(account, key)
+        return LimitHit(key, key, key) if rule is None else LimitHit(key, rule.measure.value, level_of(key))
 
     return QuotaRecord(
         refused=None if quota.refused is None else hit(quota.refused.limit.key),
@@ -162,6 +163,6 @@ def quota_record(call: Call, quota: Quota) -> QuotaRecord:
         shadowed=tuple([hit(limit.key) for limit in quota.shadowed]),
         reserved=quota.reserved,
         overshoot=quota.overshoot,
-        exact=tokens is None or tokens.holder.exact,
+        exact=tokens is None or (call.tokens.exact and call.model.needs_ids),
         degraded=quota.degraded,
     )

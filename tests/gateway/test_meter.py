@@ -212,6 +212,23 @@ async def test_every_choice_that_still_runs_is_ended(upstream: Upstream) -> None
         assert [(end["index"], end["finish_reason"]) for end in ends] == [(0, "length"), (1, "length"), (2, "length")]
 
 
+async def test_what_comes_together_is_taken_apart_at_the_edge(upstream: Upstream) -> None:
+    def chunk(index: int, text: str, finish: str | None = None) -> str:
+        choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+        return f"data: {json.dumps({'choices': [choice]})}\n\n"
+
+    together = chunk(0, "a") + chunk(1, "b", "stop") + chunk(0, "c") + chunk(0, "d") + chunk(0, "e", "stop")
+    async with metered(http_upstream(upstream.url), output_a_minute(3)) as limits:
+        answer = await limits.ask(stream=True, n=2, script={"pieces": [together, "data: [DONE]\n\n"]})
+        await limits.over()
+        *events, last = chunks(answer.text)
+
+        assert said(events) == ["a", "b", "c"]
+        assert (last["choices"][0]["index"], last["choices"][0]["finish_reason"]) == (0, "length")
+        assert await limits.spent() == [5]
+        assert limits.quota().overshoot == 2
+
+
 async def test_an_answer_that_ends_just_at_the_edge_ends_by_itself(upstream: Upstream) -> None:
     async with metered(http_upstream(upstream.url), output_a_minute(5)) as limits:
         answer = await limits.ask(stream=True, script={"words": words(5)})
@@ -292,9 +309,30 @@ async def test_an_upstream_that_ignores_its_bound_is_charged_and_reported(upstre
         await limits.over()
 
         assert answer.status_code == 200
+        assert "penstock" not in answer.json()  # it did not end for want of tokens
         assert await limits.spent() == [50]
         assert limits.quota().overshoot == 40
         assert b'penstock_quota_overshoot_tokens_total{model="m"} 40.0' in limits.gateway.metrics.exposition()
+
+
+async def test_a_whole_answer_may_bring_what_remains_and_names_the_limit(upstream: Upstream) -> None:
+    choice = {"index": 0, "message": {"content": "x"}, "finish_reason": "length"}
+    body = {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 30}}
+    async with metered(http_upstream(upstream.url), output_a_minute(30)) as limits:
+        answer = await limits.ask(max_tokens=100, script={"body": json.dumps(body)})
+        await limits.over()
+
+        assert upstream.seen[0].fields["max_tokens"] == 30
+        assert answer.json()["penstock"] == {"limit": "acme/output"}
+        assert limits.quota().ended.key == "acme/output"
+        assert await limits.spent() == [30]
+
+
+async def test_a_whole_answer_needs_a_token_for_each_choice(upstream: Upstream) -> None:
+    async with metered(http_upstream(upstream.url), output_a_minute(3)) as limits:
+        assert (await limits.ask(max_tokens=100, n=4)).status_code == 429
+        assert (await limits.ask(max_tokens=100, n=3)).status_code == 200
+        assert upstream.seen[0].fields["max_tokens"] == 1
 
 
 async def test_a_whole_answer_without_usage_is_estimated_by_its_length(upstream: Upstream) -> None:
@@ -303,7 +341,7 @@ async def test_a_whole_answer_without_usage_is_estimated_by_its_length(upstream:
         await limits.ask(script={"body": json.dumps(body)})
         await limits.over()
 
-        assert await limits.spent() == [101]
+        assert await limits.spent() == [100]
 
 
 # Costs, cached input, and what is not counted at all
