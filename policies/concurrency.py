@@ -136,7 +136,19 @@ class GradientTerms:
 class Gradient2Limit:
     """Netflix's Gradient2 on the time to the first event, class by class."""
 
-    __slots__ = ("_actual", "_changed", "_count", "_expected", "_long", "_num", "_seen", "_used", "bound", "terms")
+    __slots__ = (
+        "_actual",
+        "_changed",
+        "_count",
+        "_expected",
+        "_kinds",
+        "_long",
+        "_num",
+        "_seen",
+        "_used",
+        "bound",
+        "terms",
+    )
 
     def __init__(self, terms: GradientTerms | None = None) -> None:
         self.terms = terms or GradientTerms()
@@ -161,13 +173,16 @@ class Gradient2Limit:
         if started < self._changed:
             return
         self._num += 1
+        self._kinds.add(kind)
         self._expected += usual
         self._actual += first_event_s
-        self._used = self._used or in_flight * 2 >= self.bound
+        if in_flight * 2 >= self.bound:
+            self._used = True
         if self._num >= self.terms.samples and now - self._changed >= self.terms.window_s:
             if self._expected > 2.0 * self._actual:
                 # A load is over: back to what is usual sooner than the average would get there.
-                self._long = [long * 0.9 for long in self._long]
+                for each in self._kinds:
+                    self._long[each] *= 0.9
             if self._used:  # else it is not the limit that binds
                 self._follow(self.terms.tolerance * self._expected / self._actual if self._actual else 1.0)
             self._open_window(now)
@@ -191,7 +206,8 @@ class Gradient2Limit:
         self._changed = now
         self._num = 0
         self._expected = self._actual = 0.0  # sums of what the samples would usually have taken, and of what they took
-        self._used: bool = False  # whether the limit bound anybody
+        self._kinds: set[int] = set()
+        self._used = False  # whether the limit bound anybody
 
 
 class ConcurrencySnapshot(Struct, frozen=True):
