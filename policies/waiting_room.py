@@ -73,7 +73,7 @@ class WaitingRoom(Generic[T]):
         return item in self._place
 
     def __iter__(self) -> Iterator[T]:
-        """Give everybody in order, as it stands now. Sorting is lazy in priorities, O(clients) for the first one."""
+        """Give everybody in order, as it stands now: whoever lets somebody go begins anew. O(clients) for the first."""
         for priority in sorted(self._ranks, reverse=True):
             rank = self._ranks[priority]
             if rank.num_waiting:
