@@ -48,7 +48,7 @@ class PolicyPaths:
     def compile(self, sources: Sequence[Source]) -> Policy:
         """Make the policy of what was read. Raises `DocumentError`."""
         mark = None if self.pepper is None else pepper_mark(self.pepper)
-        return compile_policy(sources, served=self.served, pepper=mark)
+        return compile_policy(sources, served=self.served, pepper=mark, is_file=os.path.isfile)
 
     def read(self) -> list[Source]:
         """Read every file. Raises `DocumentError` for those that cannot be read."""

@@ -5,11 +5,11 @@ every limit on costs has prices. Terms are then worked out when they are first a
 model; tenants that no file names are made when they first come, and kept as long as there is room for them.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
 from pathlib import PurePath
 from types import MappingProxyType
 from urllib.parse import quote
@@ -38,19 +38,26 @@ class Source:
     base: str = ""
 
 
-def compile_policy(sources: Sequence[Source], *, served: Collection[str] = (), pepper: str | None = "") -> Policy:
+def compile_policy(
+    sources: Sequence[Source],
+    *,
+    served: Collection[str] = (),
+    pepper: str | None = "",
+    is_file: Callable[[str], bool] = lambda _: True,
+) -> Policy:
     """Make one policy of all files. `served` are the models there are, `pepper` the mark of the keys' one (None: any).
 
-    Raises `DocumentError` with everything that is wrong, file by file.
+    `is_file` tells whether a file that is named is there. Raises `DocumentError` with everything that is wrong.
     """
     whole, owners = _merge(_read(sources))
+    issuers = {url: _issuer(url, entry, owners["issuers", url].base) for url, entry in whole.issuers.items()}
+    found = itertools.chain(flaws(whole, served, pepper), _lost(issuers, is_file))
     wrong: dict[Source, list[Flaw]] = {}
-    for flaw in islice(dict.fromkeys(flaws(whole, served, pepper)), MAX_PROBLEMS):
+    for flaw in itertools.islice(dict.fromkeys(found), MAX_PROBLEMS):
         wrong.setdefault(_owner(owners, flaw.path), []).append(flaw)
     if wrong:
-        raise DocumentError([problem for source, found in wrong.items() for problem in _located(source, found)])
+        raise DocumentError([problem for source, here in wrong.items() for problem in _located(source, here)])
     directory = Directory(whole)
-    issuers = {url: _issuer(url, entry, owners["issuers", url].base) for url, entry in whole.issuers.items()}
     return Policy(
         version=_version(sources),
         find=lru_cache(STRANGERS)(directory.find),
@@ -192,6 +199,12 @@ def _issuer(url: str, entry: IssuerEntry, base: str) -> Issuer:
         entry.tenant_claim,
         entry.leeway_s,
     )
+
+
+def _lost(issuers: Mapping[str, Issuer], is_file: Callable[[str], bool]) -> Iterator[Flaw]:
+    for url, issuer in issuers.items():
+        if "://" not in issuer.jwks and not is_file(issuer.jwks):
+            yield Flaw(("issuers", url, "jwks"), f"got {issuer.jwks!r}, expected a file that exists")
 
 
 def _version(sources: Sequence[Source]) -> str:

@@ -63,6 +63,10 @@ def test_files_and_folders_are_read_from_where_the_configuration_stands(tmp_path
             "and `key_pepper` of penstock.yaml names one; make the key anew",
         ),
         (
+            "policies: [issued.yaml]",
+            "issued.yaml:3:32: issuers.https://id.jwks: got 'keys/none.json', expected a file that exists",
+        ),
+        (
             "policies: [dear.yaml]",
             "dear.yaml:1:44: organisations.acme.limits[0].cost: counts calls to 'm', which has no price; "
             "name it in `prices`, or not in `models`",
@@ -75,6 +79,10 @@ def test_what_excludes_each_other_is_refused_at_the_start(tmp_path: Path, text: 
         text,
         acme=POLICY % PLAIN,
         keyless="organisations: {acme: {}}",
+        issued=(
+            "organisations: {acme: {}}\nissuers:\n"
+            "  https://id: {audiences: [a], jwks: keys/none.json, organisation: acme}"
+        ),
         dear="organisations: {acme: {limits: [{model: m, cost: 1/day}]}}",
     )
     environ = {"PEPPER": PEPPER, "SHORT": "abc", "A": "a-long-enough-key"}
