@@ -26,6 +26,7 @@ from policies.tenant import Tenant, Terms
 
 STRANGERS = 16_384  # tenants that no file names, and that are remembered
 MAX_CLAIM_CHARS = 256
+MAX_LABEL_CHARS = 128
 PLAIN = "._@:|+=~-"  # what names may hold beside letters and digits
 
 
@@ -100,7 +101,7 @@ class Directory:
         known = document.organisations[organisation]
         tenant = known.tenants.get(name)
         group = None if team is None else known.teams.get(team)
-        path = "/".join(quote(part, safe=PLAIN) for part in (organisation, team, name) if part is not None)
+        path = "/".join(label(part) for part in (organisation, team, name) if part is not None)
         scopes = [Scope(organisation, known)]
         if group is not None:
             scopes.append(Scope(f"{organisation}/{team}/*", group))
@@ -122,6 +123,14 @@ class Directory:
             key,
             decide,
         )
+
+
+def label(name: str) -> str:
+    """Write any name so that it is plain, not long, and nobody else's: limits, logs and headers carry it."""
+    plain = quote(name, safe=PLAIN, errors="surrogatepass")
+    if len(plain) <= MAX_LABEL_CHARS:
+        return plain
+    return f"{plain[:MAX_LABEL_CHARS]}!{blake2b(plain.encode(), digest_size=12).hexdigest()}"  # no `!` is ever plain
 
 
 def salt_of(name: str) -> bytes:

@@ -1,8 +1,11 @@
 """What a policy document means: which limits, caps and words hold for whom."""
 
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policies.account import OnFailure
 from policies.bucket import Kind, Limit
@@ -249,6 +252,25 @@ def test_strangers_get_ids_that_cannot_be_taken_for_others() -> None:
     ]
 
     assert ids == ["acme/web", "acme/a%2Fb", "acme/a/b", "acme/web/a%20b%23c"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.text(st.characters(), min_size=1, max_size=200),
+            st.text(st.characters(), min_size=1, max_size=200),
+        ),
+        min_size=2,
+        max_size=5,
+        unique=True,
+    )
+)
+def test_no_two_strangers_have_one_id_whatever_their_claims(claims: list[tuple[str | None, str]]) -> None:
+    made = policy("organisations: {acme: {}}")
+    ids = [find(made, "acme", tenant, team).id for team, tenant in claims]
+
+    assert len(set(ids)) == len(claims)
+    assert all(re.fullmatch(r"acme(/[A-Za-z0-9._@:|+=~%!-]{1,153}){1,2}", each) for each in ids)
 
 
 def test_whom_a_file_names_is_in_the_team_that_the_file_says() -> None:
