@@ -306,8 +306,10 @@ def compose(stages: Sequence[Stage], last: Handler) -> Handler:
     """Nest the stages around `last`; the first listed sees the call first."""
 
     def around(stage: Stage, inner: Handler) -> Handler:
+        run = stage.__call__  # bound once: calling the object itself would bind it each time
+
         def handle(call: Call) -> Awaitable[Reply]:
-            return stage(call, inner)
+            return run(call, inner)
 
         return handle
 

@@ -11,15 +11,14 @@ gives the generation a task that owns the scope, appends each event to `emitted`
 subscribe; the last reader's leaving cancels that task, at once or after the grace that policy grants.
 """
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from cache.reservation import Reservation
 from gateway.call import Call, FinishReason, Usage
 from gateway.scope import Scope
 
 
-@dataclass(slots=True)
-class Generation:
+class Generation(Struct):
     """The state of one generation. `deadline` is in loop seconds."""
 
     deadline: float
