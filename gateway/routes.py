@@ -3,12 +3,13 @@
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from gateway.errors import MethodNotAllowed, NotFound
 from gateway.http.message import HttpRequest, Responder
 
 
-@dataclass(slots=True)
-class Visit:
+class Visit(Struct):
     """One HTTP exchange: what was asked, where the answer goes, its name, and when it came (`time.monotonic()`)."""
 
     request: HttpRequest
