@@ -174,13 +174,16 @@ def test_what_was_under_way_when_it_opened_decides_nothing_later() -> None:
         assert passed is not None
         tested.record(START, passed, DROPPED)
     probe = tested.admit(START + 1)
-    for passed in old[5:]:
+    for passed in old[5:50]:
         assert passed is not None
         tested.record(START + 1, passed, SUCCESS)
 
     assert tested.state is State.HALF_OPEN
     assert probe is not None
     tested.record(START + 1, probe, SUCCESS)
+    for passed in old[50:]:
+        assert passed is not None
+        tested.record(START + 1, passed, DROPPED)
     assert (tested.state, tested.snapshot(START + 1).calls) == (State.CLOSED, 0)
 
 

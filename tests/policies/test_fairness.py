@@ -350,6 +350,22 @@ def test_what_the_prefix_cache_knew_and_what_is_computed_again_costs_nobody_anyt
     assert order.snapshot()[0].least == (64 + 2) + (64 - 48 + 2)  # the second found three blocks of four
 
 
+def test_whoever_leaves_before_being_let_in_is_charged_nothing() -> None:
+    scheduler, runner = engine(order := FairOrder(), max_sequences=1)
+    source = sequences(Random(9))
+    first, second, third = next(source), next(source), next(source)
+    for sequence in (first, second, third):
+        sequence.order_key = "a"
+        scheduler.add([sequence])
+    step(scheduler, runner)
+    scheduler.finish(second, FinishReason.ABORT)
+    while scheduler.has_work:
+        step(scheduler, runner)
+    paid = sum(each.num_prompt * COST.input + each.num_generated * COST.output for each in (first, third))
+
+    assert order.snapshot()[0].least == paid
+
+
 def test_priorities_have_counters_of_their_own() -> None:
     order = FairOrder()
     params = SamplingParams(max_tokens=1)
