@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from gateway.call import Operation
+from gateway.call import Departure, Operation
 from gateway.record import Ending, QuotaRecord, RequestRecord
 from policies.outcome import Outcome
 
@@ -30,6 +30,7 @@ class AttemptLine(msgspec.Struct, omit_defaults=True):
     outcome: Outcome | None
     ms: float | None
     error: str | None = None
+    usage_departure: Departure | None = None
 
 
 class QuotaLine(msgspec.Struct, omit_defaults=True):
@@ -203,6 +204,7 @@ def line_of(record: RequestRecord) -> Line:
                 outcome=attempt.outcome,
                 ms=None if attempt.ended is None else round((attempt.ended - attempt.started) * 1e3, 3),
                 error=attempt.error,
+                usage_departure=attempt.departure,
             )
             for attempt in record.attempts
         ],

@@ -259,8 +259,15 @@ class TokenCount(msgspec.Struct):
     imposed: bool = False
 
 
+class Departure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens that an upstream says to have used beyond what we counted; less is negative, agreement 0."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
 class Attempt(msgspec.Struct):
-    """One sending to one upstream. Times are loop seconds."""
+    """One sending to one upstream. Times are loop seconds. `departure`: its usage is not what we counted."""
 
     upstream: str
     started: float
@@ -268,6 +275,7 @@ class Attempt(msgspec.Struct):
     ended: float | None = None
     outcome: Outcome | None = None
     error: str | None = None
+    departure: Departure | None = None
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from gateway.call import Attempt, Call, Event, Events, Reply, Single
+from gateway.departure import departure_of
 from gateway.errors import GatewayError, UpstreamError, UpstreamFailure
 from gateway.generation import Generation
 from gateway.stages.admit import refusal
@@ -81,6 +82,7 @@ class Running:
     __slots__ = (
         "_attempt",
         "_clock",
+        "_compared",
         "_error",
         "_events",
         "_finished",
@@ -105,12 +107,15 @@ class Running:
         self._clock = clock
         self._events: Events | None = None
         self._first: Event | None = None
+        self._compared: Call | None = None  # whose usage, when it is there, is held against what we counted
         self._error: GatewayError | None = None
         self._finished = False
         lease.__enter__()
 
     async def begin(self, upstream: Upstream, call: Call) -> Reply:
         """Send, and wait for the first event. Raises what the upstream raised."""
+        if not upstream.takes_ids and call.tokens.exact:
+            self._compared = call
         try:
             reply = await upstream.send(call)
             events = reply.events
@@ -166,6 +171,8 @@ class Running:
             attempt.error = self._error.kind if isinstance(self._error, UpstreamError) else self._error.label
         else:
             attempt.outcome = Outcome.SUCCESS if self._finished else Outcome.IGNORED
+            if self._compared is not None:
+                attempt.departure = departure_of(self._compared)
         events, self._events = self._events, None
         try:
             if events is not None:

@@ -94,6 +94,7 @@ class Metrics:
         self._errors: dict[str, int] = {}
         self._models: dict[tuple[str, str], ModelNumbers] = {}
         self._attempts: dict[tuple[str, str, str], int] = {}
+        self._departures: dict[str, int] = {}
         self._engines: dict[str, Callable[[], Mapping[str, float]]] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._counters: dict[str, tuple[str, str, Callable[[], Mapping[str, int]]]] = {}
@@ -127,6 +128,8 @@ class Metrics:
             outcome = attempt.outcome.value if attempt.outcome is not None else "ignored"
             attempted = (attempt.upstream, outcome, attempt.error or "")
             self._attempts[attempted] = self._attempts.get(attempted, 0) + 1
+            if attempt.departure is not None:
+                self._departures[attempt.upstream] = self._departures.get(attempt.upstream, 0) + 1
         if not model:
             return
         numbers = self._models.get((model, operation))
@@ -175,6 +178,8 @@ class Metrics:
         yield _counter("requests", "Requests by how they ended.", ("model", "operation", "status", "ending"), requests)
         yield _counter("errors", "Error answers by their label.", ("error",), errors)
         yield _counter("attempts", "Sendings to upstreams.", ("upstream", "outcome", "error"), attempts)
+        departures = (((upstream,), count) for upstream, count in self._departures.items())
+        yield _counter("usage_departures", "Answers whose usage is not what we counted.", ("upstream",), departures)
         yield from self._model_families()
         yield from self._engine_families()
         yield from self.quota.families()

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from gateway.call import Call, ChatPrompt, Event, FinishReason, Operation, Reply, Request, Usage
+from gateway.call import Call, ChatPrompt, Event, FinishReason, Operation, Reply, Request, TokenCount, Usage
 from gateway.dispatch import Dispatch, classify
 from gateway.errors import (
     BadRequest,
@@ -30,6 +30,7 @@ RESET = UpstreamError("reset", kind=UpstreamFailure.RESET)
 def call_to(*upstreams: InProcess) -> Call:
     request = Request(Operation.CHAT, "m", ChatPrompt([{"role": "user", "content": "hi"}]))
     call = Call("id", "/", 0.0, b"{}", {}, request, 1e9, Scope())
+    call.tokens = TokenCount(1, False)
     call.generation = Generation(1e9)
     call.scope.push(call.generation.scope)
     call.route = upstreams
