@@ -8,8 +8,9 @@ class Allowance:
     """What one call's sequences may still produce, all its choices and prompts together.
 
     Up to `granted` tokens may be produced in all, and nothing from `good_until` on (`time.monotonic()` seconds; None:
-    for ever) until it is renewed. A sequence that finds nothing left is parked, or, once `closed` says that no more
-    will come, ended. `used` counts every token that was produced, stop tokens and withheld ones too.
+    for ever) until it is renewed; a step that began in time may end after it. A sequence that finds nothing left is
+    parked, or, once `closed` says that no more will come, ended. `used` counts every token that was produced, stop
+    tokens and withheld ones too.
 
     Two threads meet here without a lock. Who grants writes the first three and calls `Engine.nudge`; the engine's
     thread writes the rest. Each attribute is one reference, so a reader finds the old value or the new one, and an old

@@ -1,12 +1,14 @@
 """An engine's answer under a quota: it stops at the edge to the token, and the ledger knows what was produced."""
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from itertools import count
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cache.embedded import EmbeddedStore
@@ -25,6 +27,7 @@ from policies.bucket import Kind, Limit
 from policies.holder import Rule
 from policies.reservation import Answer, Step
 from policies.tenant import Priority, Tenant, Terms
+from tests.gateway.conftest import model, running
 from tests.gateway.test_engine_upstream import Calls, settled
 from tests.tiny_model import tiny_model_dir
 
@@ -66,8 +69,8 @@ class Slow:
 @pytest.fixture(params=[EmbeddedStore, Slow])
 async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[Ledger]:
     store: Store = request.param()
-    async with Ledger(store) as running:
-        yield running
+    async with Ledger(store) as opened:
+        yield opened
 
 
 names = count()
@@ -302,6 +305,54 @@ async def test_without_the_engines_last_word_everything_granted_counts(
     assert call.generation.usage.completion == await spent(ledger, account)
     assert await spent(ledger, account) % 16 == 0
     assert await spent(ledger, account) >= produced(upstream)
+
+
+async def test_who_is_cancelled_while_waiting_for_the_last_word_is_charged_everything_granted(
+    upstream: EngineUpstream, make_call: Calls, ledger: Ledger
+) -> None:
+    account = quota(slice_=32)
+    call = make_call(upstream, max_tokens=180)
+    reservation = await reserve(ledger, account, call)
+    reply = await upstream.send(call)
+    await reply.events.__anext__()
+    with upstream._engine._wake:  # the engine cannot even hear of it
+        closing = asyncio.ensure_future(reply.events.aclose())
+        await asyncio.sleep(0)
+        granted = reservation.granted
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    await reply.events.aclose()
+    await settled(upstream)
+
+    assert reservation.holder.output == granted >= produced(upstream)
+    assert upstream._answers == {}
+    await call.generation.scope.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_caller_is_told_which_limit_ended_the_answer_and_what_it_used(
+    upstream: EngineUpstream, ledger: Ledger, stream: bool
+) -> None:
+    account = quota(30)
+    terms = Terms(account)
+    tenant = Tenant("acme/web", key="key-1", decide=lambda name: terms)
+    asked = {"model": "m", "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": stream}
+    served = model("m", upstream, encoder=upstream.prompts, max_context=upstream.max_context)
+    async with (
+        running(served, tenants={"secret": tenant}, ledger=ledger) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, headers={"authorization": "Bearer secret"}) as client,
+    ):
+        answer = await client.post("/v1/completions", json=asked)
+        again = await client.post("/v1/completions", json=asked)
+        await drained(ledger)
+
+        told = json.loads(answer.text.split("\n\n")[-3].removeprefix("data: ")) if stream else answer.json()
+        assert told["choices"][0]["finish_reason"] == "length"
+        assert told["penstock"] == {"limit": "tokens a month"}
+        assert told["usage"]["completion_tokens"] == 30
+        assert again.status_code == 429
+        assert await spent(ledger, account) == 30
 
 
 async def test_what_was_cached_is_known_before_it_is_charged(

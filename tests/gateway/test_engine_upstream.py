@@ -30,6 +30,7 @@ from gateway.config import EngineModel
 from gateway.errors import BadRequest, ContextTooLong, GatewayError, Overloaded, UpstreamError, UpstreamFailure
 from gateway.generation import Generation
 from gateway.scope import Scope
+from gateway.upstreams import engine as door
 from gateway.upstreams.engine import CannotLoad, EngineUpstream, translate
 from policies.tenant import Tenant
 from tests.tiny_model import tiny_model_dir
@@ -305,7 +306,10 @@ async def test_room_is_what_is_left_to_run_and_to_wait(upstream: EngineUpstream,
     assert upstream.room().slots == 48
 
 
-async def test_one_answer_too_many_is_refused_and_takes_nothing_with_it(path: Path, make_call: Calls) -> None:
+async def test_one_answer_too_many_is_refused_and_takes_nothing_with_it(
+    path: Path, make_call: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LAST_WORD_S", 0.0)
     settings = EngineModel(path=str(path), num_blocks=16, max_sequences=2, max_waiting=2, threads=1)
     upstream = await EngineUpstream.open("local", settings)
     # Nothing is scheduled while the engine's lock is held, so what is submitted stays in the inbox.
