@@ -51,8 +51,8 @@ class Verdict(NamedTuple):
 class Failure(Struct, frozen=True):
     """A failed attempt, as far as it matters here.
 
-    `kind` is `STATUS` or one of `KINDS`; `begun` tells whether the caller has seen a first chunk. `status`,
-    `retry_after_s` and `should_retry` are what the upstream said, None where it said nothing.
+    `kind` is one of `KINDS`; `begun` tells whether the caller has seen a first chunk. `status`, `retry_after_s` and
+    `should_retry` are what the upstream said, None where it said nothing; an error inside a 200 may have a status too.
     """
 
     kind: str
@@ -62,8 +62,7 @@ class Failure(Struct, frozen=True):
     should_retry: bool | None = None
 
 
-STATUS = "status"
-# Before the first chunk. The names are those that attempts carry in metrics.
+# Before the first chunk, and without an error status. The names are those that attempts carry in metrics.
 KINDS: Mapping[str, Verdict] = MappingProxyType(
     {
         "connect": Verdict(Outcome.DROPPED, Where.ANYWHERE),
@@ -71,6 +70,7 @@ KINDS: Mapping[str, Verdict] = MappingProxyType(
         "first_chunk_timeout": Verdict(Outcome.DROPPED, Where.ELSEWHERE),  # it may be at work on it still
         "between_timeout": Verdict(Outcome.DROPPED, Where.ELSEWHERE),
         "total_timeout": Verdict(Outcome.DROPPED, Where.NOWHERE),  # a second one would take as long
+        "status": Verdict(Outcome.DROPPED, Where.ELSEWHERE),  # one that is no answer and no error: 1xx, 3xx
         "reset": Verdict(Outcome.DROPPED, Where.ANYWHERE),
         "protocol": Verdict(Outcome.DROPPED, Where.ELSEWHERE),
         "unfinished": Verdict(Outcome.DROPPED, Where.ANYWHERE),
@@ -106,8 +106,7 @@ def judge(failure: Failure) -> Verdict:
     status would have closed. Neither changes the outcome. Raises `KeyError` for a kind that is not listed.
     """
     status = failure.status
-    if failure.kind == STATUS:
-        assert status is not None, "an error status has a number"
+    if status is not None and status >= 400:
         verdict = STATUSES.get(status) or (SERVER_ERROR if status >= 500 else REQUEST_ERROR)
     else:
         verdict = KINDS[failure.kind]
