@@ -174,7 +174,8 @@ class EngineUpstream:
     async def send(self, call: Call) -> Reply:
         """Submit the call's prompts, each with `n` choices; they are aborted when the events are closed.
 
-        Under a quota nothing is granted before all are submitted: where one is refused, none has produced anything.
+        Under a quota nothing is granted to several before all are submitted: where one is refused, none has produced
+        anything.
         """
         prompts, output = call.tokens.prompts, call.tokens.output
         assert prompts is not None, "prompts are encoded for whoever takes ids"
@@ -185,6 +186,8 @@ class EngineUpstream:
         if reservation is not None and output:
             allowance = Allowance(0)
             supply = Supply(reservation, allowance, self._engine.nudge, len(prompts))
+            if len(prompts) == 1:
+                supply.open()
         answer = _Answer(call, self._engine.abort, self._leave, supply)
         try:
             for position, prompt_ids in enumerate(prompts):
@@ -195,8 +198,9 @@ class EngineUpstream:
         except EngineError as error:
             await answer.aclose()
             raise translate(error) from error
-        if supply is not None:
+        if supply is not None and len(prompts) > 1:
             supply.open()
+            self._engine.nudge()
         return Reply(200, {}, answer)
 
     def room(self) -> Room:

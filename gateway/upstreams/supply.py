@@ -52,10 +52,10 @@ class Supply:
         self.short = False
 
     def open(self) -> None:
-        """Let the engine begin; until now nothing was granted."""
+        """Let the engine begin; until now nothing was granted. Whoever calls sees to it that the engine looks."""
         self._open = True
         self._reservation.on_grant = self._granted
-        self._granted()
+        self._pass_on()
 
     def cached(self, num_tokens: int) -> None:
         """Learn how much of one prompt was cached."""
@@ -95,12 +95,15 @@ class Supply:
         return Usage(holder.input, holder.output, holder.cached)
 
     def _granted(self) -> None:
+        self._pass_on()
+        self._nudge()
+
+    def _pass_on(self) -> None:
         """Pass on what the reservation holds. The order matters: `engine.allowance` says why."""
         reservation, allowance = self._reservation, self._allowance
         good_until_us = reservation.good_until_us
         allowance.granted = reservation.granted
         allowance.good_until = None if good_until_us is None else good_until_us / 1_000_000
-        self._nudge()
 
     def _close(self) -> None:
         reservation = self._reservation

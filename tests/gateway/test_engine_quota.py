@@ -20,6 +20,7 @@ from engine.config import EngineConfig
 from engine.load import LoadedModel, LoadOptions, load
 from engine.output import GenerateRequest
 from gateway.call import Call, Event, FinishReason, Sampling
+from gateway.errors import Overloaded
 from gateway.upstreams import engine as door
 from gateway.upstreams.engine import EngineUpstream
 from policies.account import Account
@@ -211,6 +212,21 @@ async def test_choices_and_prompts_share_what_there_is_evenly(
     assert sum(counts) == edge
     assert max(counts) - min(counts) <= 3
     assert await spent(ledger, account) == edge
+
+
+async def test_of_several_prompts_none_produces_anything_where_one_is_refused(
+    upstream: EngineUpstream, make_call: Calls, ledger: Ledger
+) -> None:
+    account = quota()
+    call = make_call(upstream, *["a prompt"] * 13, n=4, max_tokens=60)
+    await reserve(ledger, account, call)
+    with upstream.lease(), pytest.raises(Overloaded):
+        await upstream.send(call)
+    await settled(upstream)
+
+    assert produced(upstream) == 0
+    assert upstream.room().slots == 48
+    await call.generation.scope.__aexit__(None, None, None)
 
 
 async def test_a_reader_that_does_not_read_keeps_nobody_from_counting(
