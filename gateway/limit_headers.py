@@ -14,9 +14,9 @@ Anthropic's set (`anthropic-ratelimit-*`, resets in RFC 3339) belongs to Anthrop
 `_openai`, chosen by the path that the call came in on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from cache.reservation import Reservation, Standing
+from cache.reservation import Standing
 from gateway.call import Call
 from gateway.quota import Quota
 from gateway.quota_error import go_duration, header_text
@@ -48,19 +48,25 @@ class LimitHeaders:
     def of(self, call: Call, quota: Quota, further: Mapping[str, str]) -> dict[str, str]:
         """Give an answer's headers: those of the limits, and `further`."""
         binding: Binding = {}
-        for rules, reservation in ((quota.account.entry, quota.entry), (quota.account.tokens, quota.tokens)):
-            if reservation is not None:
-                _gather(rules, reservation, binding)
-        headers: dict[str, str] = {}
-        if binding:
-            _openai(binding, headers)
-            self._ietf(binding, headers)
+        if quota.entry is not None:
+            gather(quota.account.entry, quota.entry.standings, binding)
+        if quota.tokens is not None:
+            gather(quota.account.tokens, quota.tokens.standings, binding)
+        headers = self.of_limits(binding)
         if hasattr(call, "tokens"):
             tokens = call.tokens
             headers["x-penstock-input-tokens"] = str(tokens.input) if tokens.exact else f"{tokens.input};estimate"
         if quota.degraded:
             headers["x-penstock-degraded"] = "quota"
         headers.update(further)
+        return headers
+
+    def of_limits(self, binding: Binding) -> dict[str, str]:
+        """Give the headers that tell how limits stand."""
+        headers: dict[str, str] = {}
+        if binding:
+            _openai(binding, headers)
+            self._ietf(binding, headers)
         return headers
 
     def _ietf(self, binding: Binding, headers: dict[str, str]) -> None:
@@ -87,9 +93,9 @@ class LimitHeaders:
         return known
 
 
-def _gather(rules: tuple[Rule, ...], reservation: Reservation, binding: Binding) -> None:
-    """Keep, of each measure, the standing that binds."""
-    for rule, standing in zip(rules, reservation.standings, strict=False):  # there are none before the first answer
+def gather(rules: Sequence[Rule], standings: Sequence[Standing], binding: Binding) -> None:
+    """Keep in `binding`, of each measure, the standing that binds."""
+    for rule, standing in zip(rules, standings, strict=False):  # there are none before the first answer
         if standing.limit.shadow:
             continue
         other = binding.get(rule.measure)

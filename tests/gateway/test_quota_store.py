@@ -1,6 +1,7 @@
 """The store of the limits in the process: with a real Redis that is there, comes late, dies, or may evict."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from gateway.config import StoreConfig
 from gateway.metrics import Metrics
@@ -180,3 +182,26 @@ async def test_a_redis_that_lost_its_memory_is_told_anew_and_it_is_counted(tmp_p
             metrics = Metrics("test")
             metrics.quota.store = store.state
             assert b"penstock_store_forgotten_total 1.0" in metrics.exposition()
+
+
+async def test_a_redis_behind_tls_is_checked_against_its_own_roots(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    roots, server_file = tmp_path / "roots.pem", tmp_path / "server.pem"
+    authority.cert_pem.write_to_path(str(roots))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(server_file))
+    port = free_port()
+    files = ("--tls-cert-file", str(server_file), "--tls-key-file", str(server_file), "--tls-ca-cert-file", str(roots))
+    said: list[str] = []
+    config = StoreConfig(url=f"rediss://127.0.0.1:{port}", **PATIENCE)
+    with RedisServer(tmp_path, "--tls-port", str(port), "--tls-auth-clients", "no", *files):
+        async with opened(QuotaStore(config, {}, say=said.append, ca_file=str(roots))) as store:
+            assert store.state().up
+            assert said == []
+        async with opened(QuotaStore(config, {}, say=said.append)) as store:
+            assert store.state().reason == "connect"  # a certificate that nobody vouches for
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
