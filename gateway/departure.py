@@ -2,8 +2,9 @@
 
 We count with the tokenizer and the template that the configuration names, the upstream with its own. A few tokens more
 or less are another template's marks; beyond that one of the two has the wrong tokenizer or the wrong template, or the
-upstream bills what it likes. The prompt is compared wherever it was counted exactly, the answer where its text was
-counted as it passed, with more room: texts do not tell apart every way in which they can be produced.
+upstream bills what it likes. The prompt is compared wherever it was counted exactly. The answer is where a limit on
+output has its text looked at, and it came whole and short (a stream's pieces, each counted by itself, are too many by
+nature), with more room: a text does not tell in which tokens it was produced, nor what was left out of it.
 """
 
 from gateway.call import Call, Departure

@@ -26,7 +26,7 @@ class Generation(Struct):
     usage: Usage | None = None  # dispatch: None until the upstream has said it; else meter, or an engine that was left
     emitted: dict[int, list[int]] = field(default_factory=dict)  # dispatch: per choice, the token ids sent so far
     finishes: dict[int, FinishReason] = field(default_factory=dict)  # dispatch: per choice, once it has ended
-    counted: int | None = None  # meter: the tokens of the text that it saw, where the model has a tokenizer
+    counted: int | None = None  # meter: the tokens of a whole answer's text, where the model has a tokenizer
     limit: str | None = None  # dispatch, or meter where it stopped an upstream: the limit that ended a choice
     reservation: Reservation | None = None  # meter: the tokens promised to it; None where no limit counts tokens
 

@@ -173,10 +173,12 @@ async def take_whole(call: Call, reservation: Reservation, event: Event, body: b
     """Count an answer that came whole, and name the limit in it, if one kept it from going on."""
     tally = Tally(call.model, streamed=False)
     generation, tight = call.generation, reservation.tight
+    seen = call.model.encoder is not None and len(body) <= SHORT_CHARS  # as exactly as a text tells
+    counted = tally.count(body) if seen or tight is not None or generation.usage is None else 0
     if generation.usage is None:
-        generation.usage = Usage(prompt=reservation.holder.input, completion=tally.count(body))
-    elif tight is not None:
-        tally.count(body)
+        generation.usage = Usage(prompt=reservation.holder.input, completion=counted)
+    elif seen:
+        generation.counted = counted
     completion = generation.usage.completion
     await take(reservation, completion)
     if tight is not None and FinishReason.LENGTH in tally.finishes and completion >= reservation.granted:

@@ -15,6 +15,8 @@ from gateway.departure import departure_of
 from gateway.generation import Generation
 from gateway.scope import Scope
 from tests.gateway.conftest import Gateway, http_upstream, model, running
+from tests.gateway.test_meter import metered
+from tests.rig.limited import output_a_minute
 from tests.rig.upstream import Upstream, scripted_upstream
 from tests.tiny_model import write_tokenizer
 
@@ -57,6 +59,24 @@ async def test_a_prompt_that_is_billed_otherwise_than_counted_is_flagged(gateway
     assert flagged == [None, None, None, Departure(9), Departure(2 * count)]
     assert line_of(gateway.records[-2]).attempts[0].usage_departure == Departure(9)
     assert b'penstock_usage_departures_total{upstream="scripted"} 2.0' in gateway.metrics.exposition()
+
+
+async def test_an_answer_that_is_billed_otherwise_than_its_text_is_flagged_where_output_is_limited(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    encoder = open_tokenizer("m", write_tokenizer(tmp_path), None)
+    text = "The quick brown fox jumps over the lazy dog."
+    count = len(encoder.tokenize(text))
+    async with metered(http_upstream(upstream.url), output_a_minute(10_000), encoder=encoder) as limits:
+        for said in (count, count + 17):
+            usage = {"prompt_tokens": 0, "completion_tokens": said}
+            choices = [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]
+            script = {"body": json.dumps({"usage": usage, "choices": choices}), "content_type": "application/json"}
+            await limits.ask(script=script, max_tokens=500)
+        await limits.over(2)
+        flagged = [record.attempts[0].departure for record in limits.gateway.records]
+
+    assert flagged == [None, Departure(0, 17)]
 
 
 async def test_an_estimate_is_held_against_nobody(gateway: Gateway) -> None:
