@@ -56,6 +56,7 @@ WORDS = frozenset(
         _O200K % (_ENDING, _ENDING, r"\p{N}{1,3}"),  # GPT-4o, gpt-oss, Llama 4
         _O200K % ("", "", r"\p{N}"),  # Mistral's Tekken
         _DEEPSEEK,
+        r"\p{N}|\p{L}+|\n|[^\p{L}\p{N}\n]+",  # the demo model's
     )
 )
 _BEFORE_WORDS = frozenset((r"\p{N}", r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+"))

@@ -27,6 +27,7 @@ DEEPSEEK = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
 )
+DEMO = r"\p{N}|\p{L}+|\n|[^\p{L}\p{N}\n]+"
 MORE = """\
 it's we've I'M they'll “quoted” (a) (b), x=1; y:2. {"key": "value", "n": [0.125, 12345]}
 a  b   c    d\t\te\n\n\nf \n g\r\nh the end. The end, the end; the end: the end
@@ -123,6 +124,7 @@ KINDS: Mapping[str, tuple[str, Callable[[], Tokenizer]]] = MappingProxyType(
         "o200k": ("plain", lambda: byte_level(O200K)),
         "tekken": ("plain", lambda: byte_level(TEKKEN)),
         "deepseek": ("plain", lambda: byte_level(*DEEPSEEK)),
+        "demo": ("plain", lambda: byte_level(DEMO)),
         "llama-2": ("plain", lambda: sentencepiece("prepend")),
         "gemma": ("plain", lambda: sentencepiece("replace")),
         "metaspace": ("plain", lambda: sentencepiece("always")),

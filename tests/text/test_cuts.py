@@ -28,7 +28,18 @@ FRAGMENTS = (
     *("我", "能吞下", "。", "，", "、", "日本語", "ここに", "カタ", "ー", "・", "\u3099", "한국", "\u1100\u1161\u11a8"),
     *("Быстрая", "й", "и\u0306", "שלום", "\u05b7", "हिन्दी", "\u0958", "\ufb2c", "🦊", "👩‍🚀", "\U0001d160", "ﬁ"),
 )
-BYTE_LEVEL = ("gpt-2", "llama-3", "qwen", "o200k", "tekken", "deepseek", "gpt-2 with a prefix", "nfkc", "unknown words")
+BYTE_LEVEL = (
+    "gpt-2",
+    "llama-3",
+    "qwen",
+    "o200k",
+    "tekken",
+    "deepseek",
+    "demo",
+    "gpt-2 with a prefix",
+    "nfkc",
+    "unknown words",
+)
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=40).map("".join)
 
 
