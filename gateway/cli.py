@@ -92,6 +92,8 @@ def _check(path: Path | None, *, secrets: bool) -> int:
         from gateway.policy_files import described
 
         who = f"policy {loaded.policy.version}, {described(loaded.policy)}"
+        for doubt in loaded.policy.doubts:
+            print(f"is this meant? {doubt}", file=sys.stderr)
     print(f"{loaded.file or 'built-in'}: would serve {served} on {config.listen.host}:{config.listen.port} ({who})")
     return 0
 

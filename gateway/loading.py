@@ -80,7 +80,7 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: bool =
     where = loaded.policy_paths()
     if where is None:
         return loaded
-    policy = where.compile(where.read())
+    policy = where.compile(where.read(), start=True)
     if not policy.keys and not policy.issuers:
         mark = locate(parse(text, file), ("policies",))
         raise DocumentError([Problem(file, mark, ("policies",), "no key and no issuer in them: nobody could call")])

@@ -45,10 +45,13 @@ class PolicyPaths:
     served: Collection[str] = ()
     pepper: str | None = field(default="", repr=False)
 
-    def compile(self, sources: Sequence[Source]) -> Policy:
-        """Make the policy of what was read. Raises `DocumentError`."""
+    def compile(self, sources: Sequence[Source], *, start: bool = False) -> Policy:
+        """Make the policy of what was read. Raises `DocumentError`.
+
+        At the `start` files of public keys must be there; later they may come after the policy that names them.
+        """
         mark = None if self.pepper is None else pepper_mark(self.pepper)
-        return compile_policy(sources, served=self.served, pepper=mark, is_file=os.path.isfile)
+        return compile_policy(sources, served=self.served, pepper=mark, is_file=os.path.isfile if start else None)
 
     def read(self) -> list[Source]:
         """Read every file. Raises `DocumentError` for those that cannot be read."""
@@ -132,6 +135,7 @@ class PolicyFiles:
 
     def start(self) -> None:
         """Catch up with the files, and watch them from now on."""
+        self._doubt()
         self._last = self._where.signature()
         self.look()
         self._thread.start()
@@ -167,7 +171,8 @@ class PolicyFiles:
             return
         if self._where.signature() != found:
             return  # it changed under our eyes
-        self._judged = found
+        # What was not quiet when it was read may still change within one tick of the file system's clock, unseen.
+        self._judged = None if at_once else found
         self._take(sources, tell=at_once)
 
     def _take(self, sources: Sequence[Source], *, tell: bool) -> None:
@@ -179,13 +184,19 @@ class PolicyFiles:
         if policy.version != self.current.version:
             self.current = policy
             self.applied += 1
-            self._remember(sources)
             self._say(f"policy {policy.version} is in force: {described(policy)}")
+            self._remember(sources)
+            self._doubt()
         elif tell or not self.in_step:
             self._say(f"policy {policy.version} is in force, as the files say")
+            self._doubt()
         self.in_step = True
         self.succeeded_at = self._wall_clock()
         self._told = ""
+
+    def _doubt(self) -> None:
+        for doubt in self.current.doubts[:SHOWN]:
+            self._say(f"is this meant? {doubt}")
 
     def _remember(self, sources: Sequence[Source]) -> None:
         if self._memory is None:

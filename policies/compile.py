@@ -6,7 +6,7 @@ model; tenants that no file names are made when they first come, and kept as lon
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -17,7 +17,7 @@ from urllib.parse import quote
 from msgspec import structs
 
 from policies.chain import Chain, Scope, in_default, standing_in
-from policies.consistency import flaws
+from policies.consistency import doubts, flaws
 from policies.document import MAX_PROBLEMS, DocumentError, Flaw, Mark, Path, Problem, locate, parse
 from policies.policy import Issuer, Policy, StoredKey
 from policies.reader import read
@@ -44,26 +44,24 @@ def compile_policy(
     *,
     served: Collection[str] = (),
     pepper: str | None = "",
-    is_file: Callable[[str], bool] = lambda _: True,
+    is_file: Callable[[str], bool] | None = None,
 ) -> Policy:
     """Make one policy of all files. `served` are the models there are, `pepper` the mark of the keys' one (None: any).
 
-    `is_file` tells whether a file that is named is there. Raises `DocumentError` with everything that is wrong.
+    `is_file` tells whether a file is there (None: any is). Raises `DocumentError` with everything that is wrong.
     """
     whole, owners = _merge(_read(sources))
     issuers = {url: _issuer(url, entry, owners["issuers", url].base) for url, entry in whole.issuers.items()}
-    found = itertools.chain(flaws(whole, served, pepper), _lost(issuers, is_file))
-    wrong: dict[Source, list[Flaw]] = {}
-    for flaw in itertools.islice(dict.fromkeys(found), MAX_PROBLEMS):
-        wrong.setdefault(_owner(owners, flaw.path), []).append(flaw)
+    wrong = _placed(itertools.chain(flaws(whole, served, pepper), _lost(issuers, is_file)), owners)
     if wrong:
-        raise DocumentError([problem for source, here in wrong.items() for problem in _located(source, here)])
+        raise DocumentError(wrong)
     directory = Directory(whole)
     return Policy(
         version=_version(sources),
         find=lru_cache(STRANGERS)(directory.find),
         keys=MappingProxyType({key.id: key for key in directory.stored()}),
         issuers=MappingProxyType(issuers),
+        doubts=tuple(str(doubt) for doubt in _placed(doubts(whole, served), owners)),
     )
 
 
@@ -183,8 +181,13 @@ def _merge(documents: Sequence[tuple[Source, Document]]) -> tuple[Document, dict
     return whole, owners
 
 
-def _owner(owners: dict[Path, Source], path: Path) -> Source:
-    return owners[path[:2]] if path[:2] in owners else owners[path[:1]]
+def _placed(found: Iterable[Flaw], owners: dict[Path, Source]) -> list[Problem]:
+    """Look up where the first flaws stand, each once."""
+    by_source: dict[Source, list[Flaw]] = {}
+    for flaw in itertools.islice(dict.fromkeys(found), MAX_PROBLEMS):
+        source = owners[flaw.path[:2]] if flaw.path[:2] in owners else owners[flaw.path[:1]]
+        by_source.setdefault(source, []).append(flaw)
+    return [problem for source, here in by_source.items() for problem in _located(source, here)]
 
 
 def _located(source: Source, found: Sequence[Flaw]) -> list[Problem]:
@@ -210,9 +213,9 @@ def _issuer(url: str, entry: IssuerEntry, base: str) -> Issuer:
     )
 
 
-def _lost(issuers: Mapping[str, Issuer], is_file: Callable[[str], bool]) -> Iterator[Flaw]:
+def _lost(issuers: Mapping[str, Issuer], is_file: Callable[[str], bool] | None) -> Iterator[Flaw]:
     for url, issuer in issuers.items():
-        if "://" not in issuer.jwks and not is_file(issuer.jwks):
+        if is_file is not None and "://" not in issuer.jwks and not is_file(issuer.jwks):
             yield Flaw(("issuers", url, "jwks"), f"got {issuer.jwks!r}, expected a file that exists")
 
 

@@ -1,6 +1,7 @@
 """What types cannot say of a policy document: names that lead nowhere, limits that cannot be, costs without a price."""
 
 from collections.abc import Collection, Iterator, Sequence
+from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from policies.chain import NANO_DIGITS, allows, applicable, counted, limit_of, measures, price_of, standing_in
@@ -14,8 +15,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def flaws(document: Document, served: Collection[str], pepper: str | None) -> Iterator[Flaw]:
     """Find everything that is wrong; `pepper` is the mark of the gateway's (None: any), `served` the models it has."""
-    if document.defaults is not None:
-        yield from _settings(("defaults",), document.defaults)
+    for path, settings in _everybody(document):
+        yield from _settings(path, settings)
     holders: dict[str, str] = {}
     for name, organisation in document.organisations.items():
         yield from _organisation(("organisations", name), organisation, pepper, holders)
@@ -24,23 +25,45 @@ def flaws(document: Document, served: Collection[str], pepper: str | None) -> It
         yield from _issuer(("issuers", url), issuer, document)
 
 
+def doubts(document: Document, served: Collection[str]) -> Iterator[Flaw]:
+    """Find names of models that nothing is served under; the files may be meant for other gateways too."""
+    for path, settings in _everybody(document) if served else ():
+        named: list[tuple[Path, str]] = [((*path, "models", i), model) for i, model in enumerate(settings.models or ())]
+        named += [((*path, "per_model", model), model) for model in settings.per_model or ()]
+        limits = enumerate(settings.limits or ())
+        named += [((*path, "limits", i, "model"), entry.model) for i, entry in limits if entry.model is not None]
+        for place, pattern in named:
+            if not any(fnmatchcase(model, pattern) for model in served):
+                yield Flaw(place, f"got {pattern!r}, and no model of that name is served{choice(pattern, served)}")
+
+
+def _everybody(document: Document) -> Iterator[tuple[Path, Settings]]:
+    """Give every scope, and all defaults."""
+    if document.defaults is not None:
+        yield ("defaults",), document.defaults
+    for name, organisation in document.organisations.items():
+        path: Path = ("organisations", name)
+        yield path, organisation
+        if organisation.defaults is not None:
+            yield (*path, "defaults"), organisation.defaults
+        for team, settings in organisation.teams.items():
+            yield (*path, "teams", team), settings
+        for label, tenant in organisation.tenants.items():
+            yield (*path, "tenants", label), tenant
+            for key_id, key in tenant.keys.items():
+                yield (*path, "tenants", label, "keys", key_id), key
+
+
 def _organisation(
     path: Path, organisation: OrganisationEntry, pepper: str | None, holders: dict[str, str]
 ) -> Iterator[Flaw]:
-    yield from _settings(path, organisation)
-    if organisation.defaults is not None:
-        yield from _settings((*path, "defaults"), organisation.defaults)
-    for name, team in organisation.teams.items():
-        yield from _settings((*path, "teams", name), team)
     for name, tenant in organisation.tenants.items():
         here = (*path, "tenants", name)
-        yield from _settings(here, tenant)
         if tenant.team is not None and tenant.team not in organisation.teams:
             known = choice(tenant.team, organisation.teams)
             yield Flaw((*here, "team"), f"got {tenant.team!r}, no team of that name{known}")
         for key_id, key in tenant.keys.items():
             at = (*here, "keys", key_id)
-            yield from _settings(at, key)
             if key_id in holders:
                 yield Flaw(at, f"the key {key_id!r} is one of {holders[key_id]} already; ids are unique over all files")
             holders.setdefault(key_id, f"{path[1]}/{name}")

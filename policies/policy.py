@@ -49,9 +49,13 @@ Find = Callable[[str, str | None, str, str | None], Tenant | None]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`version` is a short hash of the documents, for logs, headers and metrics."""
+    """`version` is a short hash of the documents, for logs, headers and metrics.
+
+    `doubts` are lines about what is no mistake and may not be meant.
+    """
 
     version: str
     find: Find
     keys: Mapping[str, StoredKey] = field(default_factory=lambda: MappingProxyType({}))
     issuers: Mapping[str, Issuer] = field(default_factory=lambda: MappingProxyType({}))  # by url, as `iss` says it
+    doubts: tuple[str, ...] = ()

@@ -80,6 +80,16 @@ def test_a_change_is_in_force_at_the_second_look(watched: Watched, change: objec
     assert watched.said == [f"policy {watched.files.current.version} is in force: 0 keys; nobody can call"]
 
 
+def test_a_model_that_is_not_served_is_asked_about(watched: Watched) -> None:
+    watched.file.write_text((GOOD % 2).replace("limits", "models: [dmeo], limits"))
+    watched.settle()
+
+    assert watched.said[1] == (
+        f"is this meant? {watched.file}:1:49: organisations.acme.tenants.web.models[0]: "
+        "got 'dmeo', and no model of that name is served (did you mean 'demo'?); allowed: demo"
+    )
+
+
 def test_a_swapped_link_is_a_change(tmp_path: Path) -> None:
     """As Kubernetes updates a volume: the file links into `..data`, which is a link that is replaced."""
     for number in (1, 2):
@@ -154,6 +164,18 @@ def test_who_asks_is_told_again_and_at_once(watched: Watched) -> None:
     watched.files.look(at_once=True)
 
     assert watched.said[told:] == watched.said[:told]
+
+
+def test_what_was_read_before_it_was_quiet_is_read_again(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writings of one length within a tick of the file system's clock look the same from outside."""
+    watched.file.write_text(GOOD % 2)
+    as_seen = watched.paths.signature()
+    monkeypatch.setattr(PolicyPaths, "signature", lambda _: as_seen)
+    watched.files.look(at_once=True)
+    watched.file.write_text(GOOD % 3)
+    watched.files.look()
+
+    assert watched.rate() == 3
 
 
 def test_a_deleted_file_leaves_the_policy_in_force(watched: Watched) -> None:

@@ -107,6 +107,20 @@ def test_check_tells_of_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture
     assert re.search(r"would serve m on 127.0.0.1:8080 \(policy [0-9a-f]{12}, 1 key\)", capsys.readouterr().out)
 
 
+def test_check_asks_about_models_that_are_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = "models: [n, 'm*'], per_model: {gpt: {}}, limits: [{requests: 1/s, model: n}]"
+    path = write(tmp_path, "policies: [acme.yaml]", acme=f"{POLICY % PLAIN}defaults: {{{settings}}}")
+    status = main(["check", "--config", str(path)])
+    asked = [line.partition("acme.yaml:")[2] for line in capsys.readouterr().err.splitlines()]
+
+    assert status == 0
+    assert asked == [
+        "2:21: defaults.models[0]: got 'n', and no model of that name is served; allowed: m",
+        "2:43: defaults.per_model.gpt: got 'gpt', and no model of that name is served; allowed: m",
+        "2:78: defaults.limits[0].model: got 'n', and no model of that name is served; allowed: m",
+    ]
+
+
 def test_check_refuses_what_is_wrong_with_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "policies: [acme.yaml]", acme="organisations: {acme: {limits: [{requests: -1/min}]}}")
     status = main(["check", "--config", str(path)])
