@@ -1,6 +1,7 @@
 """A connection to one Redis that is made anew when it was lost, and that server's clock as well as we know it."""
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ from cache.errors import StoreMisused, StoreUnavailable
 from cache.redis_address import Address, Door
 from cache.redis_connection import LEAVING, Connection, ErrorReply, Reply, Word, connect
 
+RUN = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 BIRTH_KEY = "penstock:born"  # set once in a server's memory: another value means that the memory is another
 
 
@@ -22,7 +24,11 @@ class Patience:
 
 
 class Link:
-    """Calls go over one shared connection. Whoever finds none waits a little for the common attempt."""
+    """Calls go over one shared connection. Whoever finds none waits a little for the common attempt.
+
+    `forgot` is called when a connection leads to another memory than the one before: one without our mark, or, where
+    no key may be set that belongs to another node (`by_run`), one of a server that was started anew.
+    """
 
     def __init__(
         self,
@@ -31,11 +37,13 @@ class Link:
         patience: Patience,
         *,
         forgot: Callable[[], None] | None = None,
+        by_run: bool = False,
     ) -> None:
         self._locate = locate
         self._door = door
         self._patience = patience
         self._forgot = forgot
+        self._by_run = by_run
         self._tls = door.context()
         self._connection: Connection | None = None
         self._opening: asyncio.Task[Connection] | None = None
@@ -127,10 +135,20 @@ class Link:
         if self._forgot is None:
             return
         try:
-            await connection.call("SET", BIRTH_KEY, secrets.token_hex(8), "NX")
-            birth = await connection.call("GET", BIRTH_KEY)
+            birth = await (_run_of(connection) if self._by_run else _mark_of(connection))
         except ErrorReply:
             return  # a server that takes no writes now; the steps will say so, each for itself
         if self._birth is not None and birth != self._birth:
             self._forgot()
         self._birth = birth
+
+
+async def _mark_of(connection: Connection) -> Reply:
+    await connection.call("SET", BIRTH_KEY, secrets.token_hex(8), "NX")
+    return await connection.call("GET", BIRTH_KEY)
+
+
+async def _run_of(connection: Connection) -> Reply:
+    told = await connection.call("INFO", "server")
+    run = RUN.search(told) if isinstance(told, bytes) else None
+    return None if run is None else run[1]

@@ -94,7 +94,10 @@ class Single:
 class Cluster:
     """Nodes by slot, starting from some that are known."""
 
-    def __init__(self, seeds: Sequence[Address], door: Door, patience: Patience) -> None:
+    def __init__(
+        self, seeds: Sequence[Address], door: Door, patience: Patience, forgot: Callable[[], None] | None = None
+    ) -> None:
+        self._forgot = forgot
         self._door = door
         self._patience = patience
         self._links: dict[Address, Link] = {}
@@ -135,7 +138,7 @@ class Cluster:
             async def locate() -> Address:
                 return address
 
-            link = self._links[address] = Link(locate, self._door, self._patience)
+            link = self._links[address] = Link(locate, self._door, self._patience, forgot=self._forgot, by_run=True)
         return link
 
 

@@ -133,7 +133,7 @@ def redis_of(config: StoreConfig, secrets: Mapping[Secret, str], ca_file: str = 
 
     def topology(forgot: Callable[[], None]) -> Topology:
         if config.cluster:
-            return Cluster(addresses, door, patience)
+            return Cluster(addresses, door, patience, forgot)
         if config.sentinels:
             theirs = "" if config.sentinel_password is None else secrets[config.sentinel_password]
             sentinel_door = Door(password=theirs, tls=tls, ca_file=ca_file)

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -94,6 +94,28 @@ async def test_a_slot_that_has_moved_is_followed_and_one_on_its_way_is_not_there
         assert cluster[1 - source].ask("DBSIZE") != b":0\r\n"
     finally:
         await store.aclose()
+
+
+async def test_a_node_that_was_started_anew_is_known_to_have_forgotten(cluster: list[RedisServer]) -> None:
+    await meet(cluster)
+    forgotten: list[int] = []
+    seeds = [Address(port=node.port) for node in cluster]
+    store = RedisStore(lambda forgot: Cluster(seeds, Door(), CALM, forgot))
+    store.on_forgotten(lambda: forgotten.append(1))
+    holder = cluster[0 if slot("acme") < NUM_SLOTS // 2 else 1]
+    try:
+        assert (await store.apply("acme", reserve("a", 60))).verdict is Verdict.GRANTED
+        holder.kill()
+        holder.start()
+        async with asyncio.timeout(60):
+            while not forgotten:
+                with suppress(StoreUnavailable):  # until the cluster is whole again
+                    await store.apply("acme", reserve("b", 60))
+                await asyncio.sleep(0.02)
+    finally:
+        await store.aclose()
+
+    assert forgotten == [1]
 
 
 async def test_the_master_is_the_one_that_the_sentinels_name(tmp_path: Path) -> None:

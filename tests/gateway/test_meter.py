@@ -11,12 +11,14 @@ import httpx
 import pytest
 
 from cache.embedded import EmbeddedStore
+from cache.errors import StoreUnavailable
 from cache.ledger import Ledger
 from gateway.app import Bounds
 from gateway.upstreams.base import Upstream as GatewayUpstream
-from policies.account import Account
+from policies.account import Account, OnFailure
 from policies.bucket import Limit
 from policies.holder import Measure, Rule
+from policies.reservation import Answer, Step
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.rig.in_process import InProcess
 from tests.rig.limited import Clock, limited, output_a_minute, tokens_a_minute
@@ -288,6 +290,56 @@ async def test_usage_in_every_event_is_believed(upstream: Upstream) -> None:
         await limits.over()
 
         assert await limits.spent() == [14, 16]
+
+
+class Losable:
+    """A store that answers until it is `lost`."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._books = EmbeddedStore()
+        self.clock = self._books.clock
+        self.aclose = self._books.aclose
+
+    async def probe(self) -> None:
+        if self.lost:
+            raise StoreUnavailable("gone", reason="lost")
+
+    async def apply(self, organisation: str, step: Step, now: int | None = None) -> Answer:
+        await self.probe()
+        return await self._books.apply(organisation, step, now)
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+async def test_a_stream_whose_store_is_lost_ends_or_goes_on_as_the_policy_says(
+    upstream: Upstream, on_failure: OnFailure
+) -> None:
+    store, tenant = Losable(), limited(output_a_minute(10_000), step=8, on_failure=on_failure)
+    async with (
+        Ledger(store, close_s=0.01) as ledger,
+        running(model("m", http_upstream(upstream.url)), tenants={"k": tenant}, ledger=ledger) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, headers={"authorization": "Bearer k"}, timeout=30) as client,
+    ):
+        body = {**CHAT, "stream": True, "script": {"words": words(200), "chunk_delay_s": 0.001}}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            store.lost = True
+            text = "\n".join([line async for line in lines]).strip()
+        last = chunks(text)[-1]
+        await eventually(lambda: len(gateway.records) == 1)
+        quota = gateway.records[0].quota
+
+        assert quota is not None
+        if on_failure is OnFailure.CLOSED:
+            assert last["choices"][0]["finish_reason"] == "length"
+            assert last["penstock"] == {"limit": "store"}
+            assert quota.ended is not None
+            assert quota.ended.level == "store"
+        else:
+            assert last["choices"][0]["finish_reason"] == "stop"
+            assert len(said(chunks(text))) == 200
+            assert quota.degraded
 
 
 # Whole answers

@@ -137,6 +137,7 @@ async def test_a_redis_that_is_not_there_at_the_start_is_found_when_it_comes(
         with server:
             await eventually(lambda: store.ledger.health.up, within_s=30)
             assert (await ask(client)).status_code == 200
+            await eventually(lambda: not store.ledger.tasks)  # settled before the server goes
 
 
 async def test_a_redis_that_may_evict_quotas_is_refused_or_complained_of(tmp_path: Path) -> None:
