@@ -157,13 +157,12 @@ class Encoding:
     on any thread.
     """
 
-    __slots__ = ("_edges", "_found", "_keys", "_memo", "_parts", "_rows", "_salt", "_tokenizer", "missing_bytes")
+    __slots__ = ("_edges", "_found", "_keys", "_memo", "_parts", "_rows", "_tokenizer", "missing_bytes")
 
     def __init__(self, tokenizer: Tokenizer, pieces: Sequence[str], memo: IdMemo, salt: bytes, special: bool) -> None:
         first, *rest = pieces
         self._tokenizer = tokenizer
         self._memo = memo
-        self._salt = salt
         self._edges = tokenizer.edges if special else None
         self._parts: list[str] = []
         self._rows: list[tuple[int, str]] = []  # where each piece's parts end, and the piece

@@ -18,7 +18,7 @@ from gateway.config import ModelConfig
 from gateway.counting import CountingThreads
 from gateway.errors import BadRequest, Overloaded
 from gateway.loading import Loaded, load
-from gateway.prompts import INLINE_PROMPT_BYTES, ModelPrompts
+from gateway.prompts import SHORT_BYTES, ModelPrompts
 from policies.document import DocumentError
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.rig.upstream import Upstream, scripted_upstream
@@ -144,7 +144,7 @@ async def test_what_is_wrong_with_a_prompt_is_told_from_every_thread() -> None:
     prompts = prompts_over(tokenizer, "{{ raise_exception('not so') }}")
     wrong = [
         chat("x"),
-        chat("x" * (INLINE_PROMPT_BYTES + 1)),
+        chat("x" * (SHORT_BYTES + 1)),
         TextPrompt(("",)),
         TextPrompt((LONG, "")),
         TextPrompt(((99999,),)),
