@@ -5,11 +5,13 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
-from gateway.access_log import MAX_FIELD_CHARS, AccessLog, printable
+from gateway.access_log import MAX_FIELD_CHARS, AccessLog, line_of, printable
 from gateway.call import Attempt, Operation, Usage
-from gateway.record import Ending, RequestRecord
+from gateway.record import Ending, LimitHit, QuotaRecord, RequestRecord
 from policies.outcome import Outcome
 
 RECORD = RequestRecord(
@@ -58,6 +60,41 @@ async def test_a_line_says_what_became_of_a_request(tmp_path: Path) -> None:
         "bytes_in": 200,
         "bytes_out": 600,
         "attempts": [{"upstream": "u", "outcome": "dropped", "ms": 250.0, "error": "reset"}],
+    }
+
+
+def test_a_line_under_limits_holds_what_a_replay_against_others_needs() -> None:
+    hit = LimitHit("acme/web tokens/day", "tokens", "tenant")
+    record = replace(
+        RECORD,
+        tenant="acme/search/web",
+        organisation="acme",
+        team="search",
+        key="web-1",
+        input_tokens=12,
+        asked_output=500,
+        max_output=256,
+        choices=2,
+        cost=4200,
+        quota=QuotaRecord(ended=hit, shadowed=(hit,), reserved=268, overshoot=3, exact=False, degraded=True),
+    )
+    line = json.loads(msgspec.json.encode(line_of(record)))
+
+    assert {name: line[name] for name in ("tenant", "organisation", "team", "key")} == {
+        "tenant": "acme/search/web",
+        "organisation": "acme",
+        "team": "search",
+        "key": "web-1",
+    }
+    numbers = ("input_tokens", "asked_output", "max_output", "choices", "cost_nano_usd")
+    assert [line[name] for name in numbers] == [12, 500, 256, 2, 4200]
+    assert line["quota"] == {
+        "ended": "acme/web tokens/day",
+        "shadowed": ["acme/web tokens/day"],
+        "reserved_tokens": 268,
+        "overshoot_tokens": 3,
+        "estimate": True,
+        "degraded": True,
     }
 
 
