@@ -18,6 +18,7 @@ MAX_DEPTH = 32
 MAX_NODES = 200_000
 MAX_PROBLEMS = 100  # then it is enough; and what is said of a hostile file stays within bounds
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it: ten times faster
+MAX_SHOWN_CHARS = 128  # of one name or value
 DIRECTIVE = re.compile("^%TAG", re.MULTILINE)  # libyaml takes quadratic time for many
 
 Path = tuple[str | int, ...]
@@ -101,8 +102,13 @@ def dotted(path: Path) -> str:
     """Write a path as people do: `models.demo.upstreams[0]`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" if text else shortened(part)
     return text
+
+
+def shortened(text: str) -> str:
+    """Write what stands in a file so that it fits into a line."""
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…"
 
 
 def locate(root: Node, path: Path) -> Mark:
@@ -181,7 +187,7 @@ class _Builder:
             case yaml.DocumentStartEvent() if self.root is not None:
                 self.refuse(mark, "a second document; one file holds one")
             case yaml.AliasEvent():
-                self.refuse(mark, f"an alias (*{event.anchor}); write the value out")
+                self.refuse(mark, f"an alias (*{shortened(event.anchor or '')}); write the value out")
             case yaml.ScalarEvent():
                 self._check_node(event, mark)
                 self._scalar(Scalar(mark, event.value, plain=not event.style))
@@ -203,7 +209,7 @@ class _Builder:
             self.refuse(mark, f"more than {MAX_NODES} values")
         tag = getattr(event, "tag", None)
         if tag is not None:
-            self.refuse(mark, f"a tag ({tag}); tags are not supported")
+            self.refuse(mark, f"a tag ({shortened(tag)}); tags are not supported")
 
     def _scalar(self, node: Scalar) -> None:
         if self._open and isinstance(parent := self._open[-1], Mapping) and self._key[-1] is None:
@@ -211,7 +217,7 @@ class _Builder:
                 self.refuse(node.mark, "a merge key (<<); write the values out")
             if node.text in parent.items:
                 first = parent.keys[node.text].line
-                self._note(node.mark, f"duplicate key {node.text!r}; it stands in line {first} already")
+                self._note(node.mark, f"duplicate key {shortened(node.text)!r}; it stands in line {first} already")
             self._key[-1] = node.text
             parent.keys.setdefault(node.text, node.mark)
         else:

@@ -189,7 +189,10 @@ class IssuerEntry(Section, frozen=True):
         tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
         Meta(min_length=1, description="`aud` must name one of them."),
     ]
-    jwks: Annotated[str, Meta(min_length=1, description="Its public keys: an https URL, or a file beside this one.")]
+    jwks: Annotated[
+        str,
+        Meta(min_length=1, max_length=2048, description="Its public keys: an https URL, or a file beside this one."),
+    ]
     algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1, description="Signatures that are accepted.")] = (
         "RS256",
         "ES256",
@@ -197,10 +200,17 @@ class IssuerEntry(Section, frozen=True):
     )
     organisation: Annotated[Name, Meta(description="Whose tokens all of its tokens are.")] | None = None
     organisation_claim: (
-        Annotated[str, Meta(min_length=1, description="The claim that names the organisation, instead.")] | None
+        Annotated[
+            str, Meta(min_length=1, max_length=256, description="The claim that names the organisation, instead.")
+        ]
+        | None
     ) = None
-    team_claim: Annotated[str, Meta(min_length=1, description="The claim that names the team.")] | None = None
-    tenant_claim: Annotated[str, Meta(min_length=1, description="The claim that names the tenant.")] = "sub"
+    team_claim: (
+        Annotated[str, Meta(min_length=1, max_length=256, description="The claim that names the team.")] | None
+    ) = None
+    tenant_claim: Annotated[str, Meta(min_length=1, max_length=256, description="The claim that names the tenant.")] = (
+        "sub"
+    )
     leeway_s: Annotated[float, Meta(ge=0, le=600, description="How far clocks may differ.")] = 60.0
 
 
@@ -219,6 +229,6 @@ class Document(Section, frozen=True):
         default_factory=dict
     )
     issuers: Annotated[
-        dict[Annotated[str, Meta(pattern=r"^https?://[^\s]+$")], IssuerEntry],
+        dict[Annotated[str, Meta(pattern=r"^https?://[^\s]{1,2048}$")], IssuerEntry],
         Meta(description="Issuers of signed tokens, by the URL that they name themselves (`iss`)."),
     ] = setting(default_factory=dict)

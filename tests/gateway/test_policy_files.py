@@ -319,10 +319,14 @@ def bombs() -> Iterator[str]:
     teams = ", ".join(f"t{number}: {{}}" for number in range(5_000))
     tenants = ", ".join(f"n{number}: {{team: tt{number}}}" for number in range(5_000))
     yield f"organisations: {{acme: {{teams: {{{teams}}}, tenants: {{{tenants}}}}}}}"
+    yield "? " + "x" * 2_000_000
+    yield ("? " + "x" * 20_000 + "\n: 1\n") * 150
+    yield "a: !" + "x" * 1_000_000 + " 1"
+    yield "a: *" + "x" * 1_000_000
     yield "x" * ((4 << 20) + 1)
 
 
-@pytest.mark.parametrize("text", list(bombs()), ids=range(14))
+@pytest.mark.parametrize("text", list(bombs()), ids=range(18))
 def test_a_bomb_is_refused_in_few_words(text: str, tmp_path: Path) -> None:
     (tmp_path / "bomb.yaml").write_text(text)
     paths = PolicyPaths((tmp_path / "bomb.yaml",))
