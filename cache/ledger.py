@@ -12,6 +12,7 @@ the others are refused. A stream that the store promised a slice may use it up; 
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from copy import copy
 from types import TracebackType
 
 from cache.embedded import EmbeddedStore
@@ -45,6 +46,7 @@ class Ledger:
     ) -> None:
         self.clock = clock
         self.lease_us = round(lease_s * 1_000_000)
+        self.rehearses = False
         self.replicas = replicas
         self._close_s = close_s
         self._guard: Guard | None = None
@@ -73,6 +75,15 @@ class Ledger:
         """Find out now whether the store is there, instead of from the first call."""
         if self._guard is not None:
             await self._guard.look_around()
+
+    def rehearsing(self) -> "Ledger":
+        """Give this ledger for trying out: who enters what it promises is told what would be said now.
+
+        Nothing of that is kept, nor has to be settled, and nothing can be counted against it.
+        """
+        twin = copy(self)
+        twin.rehearses = True
+        return twin
 
     def allow(self, account: Account, call_id: str) -> Reservation:
         """Let a call in: enter it, or `LimitExceeded`, `StoreError`. `call_id` is ours and unique, not the caller's."""

@@ -47,6 +47,9 @@ class RedisStore:
         self.script = Script.read("step")
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, list[int], list[int]]).decode
+        self._decode_rehearsal = msgspec.msgpack.Decoder(
+            tuple[int, int, int, int, int, list[int], list[int], list[int]]
+        ).decode
         self._tags: dict[str, str] = {}
         self._forgot: list[Callable[[], None]] = []
         self._probe = f"probe-{secrets.token_hex(8)}"  # nobody else's, or its steps would be taken for old ones
@@ -83,15 +86,19 @@ class RedisStore:
             terms = (int(limit.kind), limit.capacity, limit.unit, limit.rate, limit.tick_us, limit.shadow)
             claims.append((*terms, claim.used, claim.base, claim.per))
         head = (prefix, step.id, step.seq, now or 0, step.lease_us, step.not_after)
-        blob = self._encode((*head, step.want, step.least, step.force, RETENTION_US, claims))
+        blob = self._encode((*head, step.want, step.least, step.force, RETENTION_US, claims, step.rehearsal))
         reply = await self._run(tag, len(keys), *keys, blob)
         if not isinstance(reply, bytes):
             raise StoreMisused(f"the script answered {reply!r}", reason="refused")
-        verdict, at, granted, limit_index, wait_us, shadowed, flat = self._decode(reply)
+        waits: list[int] = []
+        if step.rehearsal:
+            verdict, at, granted, limit_index, wait_us, shadowed, flat, waits = self._decode_rehearsal(reply)
+        else:
+            verdict, at, granted, limit_index, wait_us, shadowed, flat = self._decode(reply)
         if now is None:
             self.topology.link(tag).learn(at)
         standings = tuple(zip(flat[::2], flat[1::2], strict=True))
-        return Answer(Verdict(verdict), at, granted, limit_index, wait_us, tuple(shadowed), standings)
+        return Answer(Verdict(verdict), at, granted, limit_index, wait_us, tuple(shadowed), standings, tuple(waits))
 
     async def probe(self) -> None:
         """Take a step that claims nothing, with everything that a step needs. Raises `StoreError`."""

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cache.errors import StoreError, StoreUnavailable
 from cache.guard import DOWN, Guard
@@ -67,7 +68,8 @@ class Reservation:
     Count what is produced with `count`, and never produce more than `room()`; at 0, `more()` waits for the next slice
     or says that there is none, and `edge` names the limit. `usage` replaces the counts where somebody knows better.
     `degraded` says that it is a promise of this process alone, because the store is down; `shadowed` are the shadow
-    limits that would have refused it or cut it short so far; `tight` is what cut the first slice, if anything did.
+    limits that would have refused it or cut it short so far; `tight` is what cut the first slice, if anything did;
+    `tried` is the first step and its answer, where it was a rehearsal.
     Who produces on another thread reads `granted` and `good_until_us`, and sets `on_grant` to be told when they change.
     """
 
@@ -78,6 +80,7 @@ class Reservation:
         "_home",
         "_least",
         "_ledger",
+        "_rehearses",
         "_rules",
         "_slice",
         "degraded",
@@ -88,6 +91,7 @@ class Reservation:
         "shadowed",
         "standings",
         "tight",
+        "tried",
     )
 
     def __init__(
@@ -103,6 +107,7 @@ class Reservation:
         whole: bool = False,
     ) -> None:
         self._ledger = ledger
+        self._rehearses = ledger.rehearses
         self._account = account
         self._rules = rules
         self._least = least
@@ -114,6 +119,7 @@ class Reservation:
         self.holder = Holder(name, rules, lease_us=ledger.lease_us, exact=exact)
         self.edge: Limit | None = None
         self.tight: Limit | None = None
+        self.tried: tuple[Step, Answer] | None = None
         self.degraded = False
         self.on_grant: Callable[[], None] | None = None
         self.standings: tuple[Standing, ...] = ()
@@ -138,13 +144,14 @@ class Reservation:
                 if home.instant is not None:
                     raise
                 await self._begin(self._ledger.refuge(self._account, error))
-            self._ledger.begun(self)
+            if not self._rehearses:
+                self._ledger.begun(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._home is None:
+        if self._home is None or self._rehearses:
             return
         self._ledger.ended(self)
         if self._extension is not None:
@@ -202,16 +209,20 @@ class Reservation:
         organisation, want = self._account.organisation, self._want() if self._least else 0
         for attempt in range(2):
             step = self.holder.reserve(home.store.clock(organisation), want=want, least=self._least)
+            if self._rehearses:
+                step = replace(step, rehearsal=True)
             sent = self._ledger.clock()
             try:
                 answer = await home.take(organisation, step)
             except BaseException as error:
-                if not (isinstance(error, StoreUnavailable) and error.reason == DOWN):
+                if not (self._rehearses or (isinstance(error, StoreUnavailable) and error.reason == DOWN)):
                     self._take_back(home)
                 raise
             if answer.verdict is not Verdict.LATE or attempt:
                 break  # else the store's clock was set; the answer told us how it stands now
         self._hear(home, step, answer, sent, 0)
+        if self._rehearses:
+            self.tried = step, answer
         if answer.verdict is Verdict.REFUSED:
             wait_us = None if answer.wait_us == NEVER else answer.wait_us
             limit = step.claims[answer.limit].limit

@@ -22,6 +22,7 @@ tell how the limits stand: so a command that sat in a frozen server's buffer cha
 long ago. Within it, a missing record means that the store lost its memory, and the totals put the call's share back.
 """
 
+from copy import copy
 from enum import IntEnum
 from heapq import heappop, heappush
 
@@ -47,6 +48,8 @@ class Step(Struct, frozen=True):
 
     `want` tokens are granted, or as many as every limit can hold; fewer than `least` is a refusal. `force` takes what
     there is and refuses nothing (extending, settling). A `lease_us` of 0 ends it all. `not_after` of 0 is for ever.
+
+    A `rehearsal` is answered as a call's first step would be, and changes nothing.
     """
 
     id: str
@@ -57,6 +60,7 @@ class Step(Struct, frozen=True):
     least: int = 0
     force: bool = False
     not_after: int = 0
+    rehearsal: bool = False
 
 
 class Verdict(IntEnum):
@@ -74,6 +78,7 @@ class Answer(Struct, frozen=True):
     `limit` is the index of the claim that refused or that cut the grant, −1 if none. `wait_us` is when to come back
     after a refusal, `policies.bucket.NEVER` if that is useless. `shadowed` are the claims whose shadow limit would have
     refused or cut. `standings` hold, claim by claim, the tokens free afterwards and the µs until nothing is spent.
+    `waits`, of rehearsals only, hold how long until each limit, shadow or not, would have room: 0 where it has it now.
     """
 
     verdict: Verdict
@@ -83,6 +88,7 @@ class Answer(Struct, frozen=True):
     wait_us: int = 0
     shadowed: tuple[int, ...] = ()
     standings: tuple[tuple[int, int], ...] = ()
+    waits: tuple[int, ...] = ()
 
 
 class State(IntEnum):
@@ -129,7 +135,7 @@ class Book:
         self._forget(now)
         if len(self.levels) > self._sweep_at:
             self._sweep(now)
-        record = self.records.get(step.id)
+        record = None if step.rehearsal else self.records.get(step.id)
         if record is not None and record.state is not State.OPEN and now >= record.until:
             record = None
         if record is None:
@@ -140,7 +146,7 @@ class Book:
             raise ValueError(f"step {step.seq} of {step.id} lists other limits than the first")
         elif step.seq < record.seq or (step.seq > record.seq and not _takes(record.state, step)):
             return Answer(Verdict.STALE, now)
-        levels = [self._level(claim.limit, now) for claim in step.claims]
+        levels = [self._level(claim.limit, now, apart=step.rehearsal) for claim in step.claims]
         if record is None:
             record = Record(tuple([claim.limit.key for claim in step.claims]))
         elif step.seq == record.seq:
@@ -153,10 +159,13 @@ class Book:
         granted, bound = step.want, -1
         refused, wait_us = -1, 0
         shadowed: list[int] = []
+        waits: list[int] = []  # of rehearsals
         for index, (claim, level) in enumerate(zip(step.claims, levels, strict=True)):
             growth = max(0, claim.used - record.used[index]) + claim.base - record.held[index]
             need = growth + step.least * claim.per
             free = level.free()
+            if step.rehearsal:
+                waits.append(level.wait_us(need, now) if need > free and need > 0 else 0)
             if need > free and need > 0 and not step.force:
                 if claim.limit.shadow:
                     shadowed.append(index)
@@ -170,18 +179,22 @@ class Book:
                 else:
                     granted, bound = most, index
         if refused >= 0:
-            if step.not_after and record.seq < 0:
+            if step.not_after and record.seq < 0 and not step.rehearsal:
                 # Otherwise a copy that comes a moment later might be granted, to a holder that has long gone away.
                 record.seq, record.granted, record.bound, record.wait_us = step.seq, NEVER, refused, wait_us
                 self.records[step.id] = record
                 self._end(step.id, record, State.CLOSED, step.not_after + 1)
-            return Answer(Verdict.REFUSED, now, 0, refused, wait_us, tuple(shadowed), _standings(levels, now))
+            told = _standings(levels, now)
+            return Answer(Verdict.REFUSED, now, 0, refused, wait_us, tuple(shadowed), told, tuple(waits))
         for index, (claim, level) in enumerate(zip(step.claims, levels, strict=True)):
             used = max(record.used[index], claim.used)  # once a lease ran out, more is charged than is claimed
             hold = claim.base + granted * claim.per
             level.spent += (used - record.used[index]) * level.terms.unit
             level.held += hold - record.held[index]
             record.used[index], record.held[index] = used, hold
+        if step.rehearsal:
+            told = _standings(levels, now)
+            return Answer(Verdict.GRANTED, now, granted, bound, 0, tuple(shadowed), told, tuple(waits))
         record.seq, record.granted, record.bound = step.seq, granted, bound
         self.records[step.id] = record
         if step.lease_us:
@@ -191,12 +204,16 @@ class Book:
             self._end(step.id, record, State.CLOSED, now + RETENTION_US)
         return Answer(Verdict.GRANTED, now, granted, bound, 0, tuple(shadowed), _standings(levels, now))
 
-    def _level(self, limit: Limit, now: int) -> Level:
+    def _level(self, limit: Limit, now: int, *, apart: bool = False) -> Level:
         level = self.levels.get(limit.key)
         if level is None:
-            level = self.levels[limit.key] = Level(limit, now)
+            level = Level(limit, now)
+            if not apart:
+                self.levels[limit.key] = level
         else:
             level.advance(now)
+            if apart:
+                level = copy(level)
             if level.terms is not limit:
                 level.agree(limit, now)
         return level

@@ -6,7 +6,8 @@
 -- KEYS[3..] one level a claim:  {spent, at, held, kind, unit, rate, tick}
 -- ARGV[1]   the step, as laid out below. Records whose lease ran out, and their levels, are touched too: their keys
 --           are not in KEYS, but bear the same hash tag, so they lie in the same slot of a cluster.
--- Replies   {verdict, now, granted, limit, wait, {shadowed claims}, {free, reset, free, reset, ...}}
+-- Replies   {verdict, now, granted, limit, wait, {shadowed claims}, {free, reset, free, reset, ...}}, and for a
+--           rehearsal, which writes nothing, also {how long until each claim would fit}
 --
 -- All numbers are integers below 2^53; a quotient of two such, rounded to a double, never reaches the next integer, so
 -- floor and ceil of `/` are exact. Values are MessagePack.
@@ -21,7 +22,7 @@ local KEEP_MS = 604800000 -- what is held by nobody's fault is swept up after a 
 local SPENT, AT, HELD, KIND, UNIT, RATE, TICK = 1, 2, 3, 4, 5, 6, 7
 local floor, ceil, max = math.floor, math.ceil, math.max
 
-local prefix, id, seq, now, lease, not_after, want, least, force, retention, claims =
+local prefix, id, seq, now, lease, not_after, want, least, force, retention, claims, rehearsal =
   unpack(cmsgpack.unpack(ARGV[1]))
 local clocked = now == 0 -- on Redis' own clock; tests bring theirs, and then nothing may expire by the other
 if clocked then
@@ -151,7 +152,7 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT',
 end
 
 local values = redis.call('MGET', unpack(KEYS, 2))
-local record = values[1] and cmsgpack.unpack(values[1])
+local record = values[1] and not rehearsal and cmsgpack.unpack(values[1])
 if record and record[1] ~= OPEN and now >= record[5] then record = nil end
 local late = not record and not_after > 0 and now > not_after
 if record then
@@ -185,13 +186,14 @@ for index, claim in ipairs(claims) do
   levels[index] = level
 end
 
+local waits = {}
 local function reply(verdict, granted, limit, wait_us, shadowed)
   local standings = {}
   for index, claim in ipairs(claims) do
     standings[index * 2 - 1] = free(levels[index], claim[2])
     standings[index * 2] = reset(levels[index])
   end
-  return cmsgpack.pack({verdict, now, granted, limit, wait_us, shadowed, standings})
+  return cmsgpack.pack({verdict, now, granted, limit, wait_us, shadowed, standings, rehearsal and waits or nil})
 end
 
 if late then return reply(LATE, 0, -1, 0, {}) end
@@ -207,6 +209,9 @@ for index, claim in ipairs(claims) do
   local level, entry = levels[index], index * 3
   local growth = max(0, used - (entries[entry - 1] or 0)) + base - (entries[entry] or 0)
   local need, left = growth + least * per, free(level, capacity)
+  if rehearsal then
+    waits[index] = need > left and need > 0 and wait(level, capacity, need) or 0
+  end
   if need > left and need > 0 and not force then
     if shadow then
       shadowed[#shadowed + 1] = index - 1
@@ -228,7 +233,7 @@ for index, claim in ipairs(claims) do
   end
 end
 if refused >= 0 then
-  if not_after > 0 and not record then
+  if not_after > 0 and not record and not rehearsal then
     local keep = not_after + 1
     store(KEYS[2], {CLOSED, seq, NEVER, refused, keep, {}, wait_us}, ceil((keep - now) / 1000) + 1)
   end
@@ -243,8 +248,9 @@ for index, claim in ipairs(claims) do
   level[SPENT] = level[SPENT] + (used - was_used) * level[UNIT]
   level[HELD] = max(0, level[HELD] + held - was_held)
   after[entry - 2], after[entry - 1], after[entry] = KEYS[index + 2], used, held
-  if used ~= was_used or held ~= was_held then store_level(KEYS[index + 2], level) end
+  if not rehearsal and (used ~= was_used or held ~= was_held) then store_level(KEYS[index + 2], level) end
 end
+if rehearsal then return reply(GRANTED, granted, bound, 0, shadowed) end
 if lease > 0 then
   local ends = now + lease
   redis.call('ZADD', KEYS[1], ends, id)
