@@ -1,6 +1,6 @@
 # One verb a task; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types format check bench-gateway bench-engine train-demo test-compose clean
+.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine train-demo test-compose clean
 RUN := .venv/bin/python -m
 
 help: ## list the tasks
@@ -39,6 +39,9 @@ bench-gateway: ## the gateway's speed beside nginx and LiteLLM; SAVE=1 keeps the
 	@command -v gcc >/dev/null || deploy/install --debian gcc libc6-dev
 	@PATH=$$PATH:/usr/sbin command -v nginx >/dev/null || deploy/install --debian nginx-light || true # without it, then
 	$(RUN) bench.gateway $(if $(SAVE),--save)
+
+bench-tokens: ## what counting a prompt costs, and what the event loop feels of it
+	$(RUN) bench.tokens
 
 bench-engine: ## the engine's speed beside transformers
 	@deploy/install dev

@@ -171,6 +171,15 @@ async def test_more_long_prompts_than_may_wait_are_refused() -> None:
     threads.close()
 
 
+async def test_nobody_waits_for_ever() -> None:
+    threads = CountingThreads(max_wait_s=0)
+    gate = threading.Event()
+    with pytest.raises(Overloaded):
+        await threads.run(lambda: gate.wait(20))
+    gate.set()
+    threads.close()
+
+
 async def test_who_leaves_while_it_waits_is_not_encoded() -> None:
     tokenizer = Gated()
     prompts = prompts_over(tokenizer)
