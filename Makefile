@@ -41,6 +41,7 @@ bench-gateway: ## the gateway's speed beside nginx and LiteLLM; SAVE=1 keeps the
 	$(RUN) bench.gateway $(if $(SAVE),--save)
 
 bench-tokens: ## what counting a prompt costs, and what the event loop feels of it
+	@deploy/install dev
 	$(RUN) bench.tokens
 
 bench-engine: ## the engine's speed beside transformers
