@@ -180,8 +180,9 @@ async def take_whole(call: Call, reservation: Reservation, event: Event, body: b
     elif seen:
         generation.counted = counted
     completion = generation.usage.completion
+    granted = reservation.granted  # what the upstream was told; counting asks for more
     await take(reservation, completion)
-    if tight is not None and FinishReason.LENGTH in tally.finishes and completion >= reservation.granted:
+    if tight is not None and FinishReason.LENGTH in tally.finishes and completion >= granted:
         generation.limit = tight.key
         event.raw = put_field(body, "penstock", {"limit": tight.key})
 

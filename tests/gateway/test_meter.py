@@ -36,6 +36,7 @@ class Metered:
     client: httpx.AsyncClient
     ledger: Ledger
     account: Account
+    clock: Clock
 
     async def ask(self, path: str = "/v1/chat/completions", **fields: Any) -> httpx.Response:
         return await self.client.post(path, json={**CHAT, **fields})
@@ -62,7 +63,7 @@ async def metered(
         running(model("m", upstream, **settings), tenants={"k": tenant}, ledger=ledger, bounds=bounds) as gateway,
         httpx.AsyncClient(base_url=gateway.url, headers={"authorization": "Bearer k"}, timeout=30) as client,
     ):
-        yield Metered(gateway, client, ledger, tenant.terms("m").account)
+        yield Metered(gateway, client, ledger, tenant.terms("m").account, clock)
 
 
 def words(count: int) -> list[str]:
@@ -378,6 +379,20 @@ async def test_a_whole_answer_may_bring_what_remains_and_names_the_limit(upstrea
         assert answer.json()["penstock"] == {"limit": "acme/output"}
         assert limits.quota().ended.key == "acme/output"
         assert await limits.spent() == [30]
+
+
+async def test_a_whole_answer_names_its_limit_also_where_more_has_flowed_back_meanwhile(upstream: Upstream) -> None:
+    choice = {"index": 0, "message": {"content": "x"}, "finish_reason": "length"}
+    body = {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 30}}
+    async with metered(http_upstream(upstream.url), output_a_minute(30)) as limits:
+        asking = asyncio.ensure_future(
+            limits.ask(max_tokens=100, script={"body": json.dumps(body), "head_delay_s": 0.1})
+        )
+        await eventually(lambda: bool(upstream.seen))
+        limits.clock.now += 30_000_000
+
+        assert (await asking).json()["penstock"] == {"limit": "acme/output"}
+        await limits.over()
 
 
 async def test_a_whole_answer_needs_a_token_for_each_choice(upstream: Upstream) -> None:
