@@ -11,6 +11,8 @@ GatewayError                  status, OpenAI `type` and `code`, the parameter at
 ├── MethodNotAllowed          405, with Allow
 ├── TooLarge                  413: the body
 ├── UnsupportedMedia          415: the content type
+├── Quarantined               422: the same request has killed the process twice
+├── Cancelled                 499: ended by its own tenant
 ├── Overloaded                503: no room in time, or draining; Retry-After
 ├── QuotaUnavailable          503: nobody can say what the tenant's limits leave; Retry-After
 ├── DeadlineExceeded          504: names the clock that ran out
@@ -124,6 +126,22 @@ class UnsupportedMedia(GatewayError):
     status = 415
     type = "invalid_request_error"
     label = "unsupported_media"
+
+
+class Quarantined(GatewayError):
+    """The same request was being computed when the process died, twice and more; it is not tried for a while."""
+
+    status = 422
+    type = "invalid_request_error"
+    label = "quarantined"
+
+
+class Cancelled(GatewayError):
+    """The caller's own tenant ended the request. The number is nginx's for a caller who left."""
+
+    status = 499
+    type = "invalid_request_error"
+    label = "cancelled"
 
 
 class Overloaded(GatewayError):

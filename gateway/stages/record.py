@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Protocol
 
 from gateway.call import Call, Handler, Reply, Usage
-from gateway.errors import GatewayError, InternalError
+from gateway.errors import Cancelled, GatewayError, InternalError
 from gateway.generation import usage_of
 from gateway.http.message import HttpRequest
 from gateway.quota import Quota, level_of, num_choices, rule_of
@@ -135,6 +135,8 @@ def judge(status: int, error: BaseException | None, *, asked: bool) -> tuple[int
         return status, Ending.OK, None
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return status or CLIENT_CLOSED, Ending.LEFT, "client_closed"
+    if isinstance(error, Cancelled):
+        return status or CLIENT_CLOSED, Ending.LEFT, error.label
     known = error if isinstance(error, GatewayError) else InternalError("")
     return status or known.status, Ending.FAILED if asked else Ending.REFUSED, known.label
 

@@ -1,0 +1,15 @@
+"""Track: from here on the call can be seen and ended by its tenant."""
+
+from gateway.call import Call, Handler, Reply
+from gateway.under_way import CallsUnderWay
+
+
+class Track:
+    """Refuses nothing. Enters the call's place among those under way on its scope (`gateway/under_way.py`)."""
+
+    def __init__(self, calls: CallsUnderWay) -> None:
+        self._calls = calls
+
+    async def __call__(self, call: Call, inner: Handler) -> Reply:
+        call.scope.push(self._calls.enter(call))
+        return await inner(call)
