@@ -383,16 +383,18 @@ async def test_a_whole_answer_may_bring_what_remains_and_names_the_limit(upstrea
 
 async def test_a_whole_answer_names_its_limit_also_where_more_has_flowed_back_meanwhile(upstream: Upstream) -> None:
     choice = {"index": 0, "message": {"content": "x"}, "finish_reason": "length"}
-    body = {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 30}}
+    body = {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 20}}
     async with metered(http_upstream(upstream.url), output_a_minute(30)) as limits:
+        await limits.ask(max_tokens=10, script={"words": words(10)})
+        await limits.over()
         asking = asyncio.ensure_future(
             limits.ask(max_tokens=100, script={"body": json.dumps(body), "head_delay_s": 0.1})
         )
-        await eventually(lambda: bool(upstream.seen))
+        await eventually(lambda: len(upstream.seen) == 2)
         limits.clock.now += 10_000_000
 
         assert (await asking).json()["penstock"] == {"limit": "acme/output"}
-        await limits.over()
+        await limits.over(2)
 
 
 async def test_a_whole_answer_needs_a_token_for_each_choice(upstream: Upstream) -> None:
