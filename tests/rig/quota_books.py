@@ -28,10 +28,11 @@ class Answered:
     fresh: int  # input tokens that no cache knew
     cached: int
     completion: int
-    entered: bool  # past the limits that count calls
+    overshoot: int  # of the completion: what an HTTP upstream had brought past the edge, charged and reported
+    entered: bool | None  # past the limits that count calls; None where its caller left before that was known
 
     def charge(self, rule: Rule) -> int:
-        """Give what it costs a limit, gauges apart."""
+        """Give what it surely costs a limit, gauges apart."""
         if rule.measure is Measure.REQUESTS:
             return rule.call if self.entered else 0
         return self.fresh * rule.input + self.cached * rule.cached + self.completion * rule.output
@@ -45,8 +46,7 @@ def answered(lines: Iterable[Mapping[str, Any]], told: Sequence[Told], policy: P
         bearer, model = line.get("key"), line.get("model")
         if bearer is None or model is None:
             continue
-        refused = line.get("quota", {}).get("refused")
-        at_the_door = {rule.limit.key for rule in account_of(policy, bearer, model).entry}
+        counted = "input_tokens" in line  # which happens behind the limits that count calls
         prompt, cached = line.get("prompt_tokens", 0), line.get("cached_tokens", 0)
         arrived = round(datetime.fromisoformat(line["time"]).timestamp() * 1e6)
         caller = by_id.get(line["id"])
@@ -61,7 +61,8 @@ def answered(lines: Iterable[Mapping[str, Any]], told: Sequence[Told], policy: P
                 prompt - cached,
                 cached,
                 line.get("completion_tokens", 0),
-                entered=refused not in at_the_door and line["status"] != 503,
+                line.get("quota", {}).get("overshoot_tokens", 0),
+                entered=counted or (None if line["status"] == 499 else False),
             )
         )
     return calls
@@ -113,7 +114,8 @@ def uses_of(call: Answered, rule: Rule) -> Iterator[Use]:
     if entry := call.fresh * rule.input + call.cached * rule.cached:
         yield Use(call.since, first, entry)
     if rule.output and call.completion:
-        surely = heard[: call.completion]  # an event with content is one token at least
+        admitted = call.completion - call.overshoot
+        surely = heard[:admitted]  # an event with content is one token at least
         for moment in surely:
             yield Use(call.since, moment, rule.output)
-        yield Use(call.since, call.until, (call.completion - len(surely)) * rule.output)
+        yield Use(call.since, call.until, (admitted - len(surely)) * rule.output)
