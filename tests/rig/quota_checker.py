@@ -8,10 +8,19 @@ is missed.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from policies.bucket import Kind, Limit, window
+from policies.bucket import Kind, Limit
+from policies.bucket import window as window_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK = 256
+LEAST = -(1 << 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +59,67 @@ def worst_excess(limit: Limit, uses: Sequence[Use]) -> Excess | None:
 
 
 def bucket_excess(limit: Limit, uses: Sequence[Use]) -> Excess | None:
-    """Look at every window from the begin of one use to the end of another."""
-    ordered = sorted((use for use in uses if use.tokens), key=lambda use: use.until)
-    since = np.array([use.since for use in ordered], np.int64)
-    until = np.array([use.until for use in ordered], np.int64)
-    tokens = np.array([use.tokens for use in ordered], np.int64)
-    worst: Excess | None = None
-    for begin in np.unique(since):
-        used = np.cumsum(np.where(since >= begin, tokens, 0))
+    """Look at every window from the begin of one use to the end of another.
+
+    Over windows [a, b], used x unit - rate x (b - a) in ticks is greatest where most is over. The beginnings are taken
+    from the last to the first: each adds its tokens to all ends from its own on, so ends are kept in blocks.
+    """
+    used = [use for use in uses if use.tokens]
+    if not used:
+        return None
+    zero = min(use.since for use in used)
+    untils = np.unique(np.array([use.until - zero for use in used], np.int64))
+    ends = Ends(-untils * limit.rate)
+    worst, window = 0, (0, 0)
+    by_since = sorted(used, key=lambda use: use.since, reverse=True)
+    for since, group in groupby(by_since, lambda use: use.since - zero):
+        for use in group:
+            ends.add(int(np.searchsorted(untils, use.until - zero)), use.tokens * limit.unit * limit.tick_us)
+        place, value = ends.greatest(int(np.searchsorted(untils, since)))
         # One tick more than was seen: where within a tick a window began cannot be known.
-        flowed = ((until - begin) // limit.tick_us + 1) * limit.rate // limit.unit
-        over = np.where(since >= begin, used - limit.capacity - flowed, 0)
-        at = int(np.argmax(over)) if len(over) else 0
-        if len(over) and over[at] > 0 and (worst is None or over[at] > worst.used - worst.allowed):
-            allowed = limit.capacity + int(flowed[at])
-            worst = Excess(limit, int(begin), int(until[at]), int(used[at]), allowed)
-    return worst
+        over = value + since * limit.rate - (limit.capacity * limit.unit + limit.rate) * limit.tick_us
+        if over > worst:
+            worst, window = over, (since + zero, int(untils[place]) + zero)
+    if not worst:
+        return None
+    within = sum(use.tokens for use in used if use.since >= window[0] and use.until <= window[1])
+    flowed = ((window[1] - window[0]) // limit.tick_us + 1) * limit.rate // limit.unit
+    return Excess(limit, *window, within, limit.capacity + flowed)
+
+
+class Ends:
+    """Numbers in a row, to whose tails is added, and of whose tails the greatest is asked."""
+
+    def __init__(self, values: "NDArray[np.int64]") -> None:
+        self._values = np.full(-(-len(values) // BLOCK) * BLOCK, LEAST, np.int64)
+        self._values[: len(values)] = values
+        self._blocks = self._values.reshape(-1, BLOCK)
+        self._added = np.zeros(len(self._blocks), np.int64)
+        self._greatest = self._blocks.max(axis=1)
+
+    def add(self, place: int, amount: int) -> None:
+        """Add to every number from a place on."""
+        block = place // BLOCK
+        self._blocks[block, place % BLOCK :] += amount
+        self._greatest[block] = self._blocks[block].max()
+        self._added[block + 1 :] += amount
+
+    def greatest(self, place: int) -> tuple[int, int]:
+        """Give the place and the value of the greatest number from a place on."""
+        block = place // BLOCK
+        tops = self._greatest[block:] + self._added[block:]
+        tops[0] = self._blocks[block, place % BLOCK :].max() + self._added[block]
+        best = block + int(np.argmax(tops))
+        first = place % BLOCK if best == block else 0
+        within = first + int(np.argmax(self._blocks[best, first:]))
+        return best * BLOCK + within, int(self._blocks[best, within] + self._added[best])
 
 
 def budget_excess(limit: Limit, kind: Kind, uses: Iterable[Use]) -> Excess | None:
     """Look at each day or month."""
     spent: dict[tuple[int, int], int] = {}
     for use in uses:
-        begin, finish = window(kind, use.since)
+        begin, finish = window_of(kind, use.since)
         if use.until < finish:
             spent[begin, finish] = spent.get((begin, finish), 0) + use.tokens
     over = [
