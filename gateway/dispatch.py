@@ -16,7 +16,6 @@ the room, and its `record` at `Running.aclose`; a continuation after the first e
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
 
 from gateway.call import Attempt, Call, Event, Events, Reply, Single
@@ -24,7 +23,7 @@ from gateway.departure import departure_of
 from gateway.errors import GatewayError, UpstreamError, UpstreamFailure
 from gateway.generation import Generation
 from gateway.stages.admit import refusal
-from gateway.upstreams.base import Upstream
+from gateway.upstreams.base import Lease, Upstream
 from gateway.vacancy import Vacancy, has_room
 from policies.outcome import Outcome
 
@@ -95,7 +94,7 @@ class Running:
     def __init__(
         self,
         attempt: Attempt,
-        lease: AbstractContextManager[None],
+        lease: Lease,
         vacancy: Vacancy,
         generation: Generation,
         clock: Callable[[], float],

@@ -1,11 +1,12 @@
 """What dispatch knows of an upstream."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, runtime_checkable
 
 from gateway.call import Call, Reply, Request
 from gateway.errors import BadRequest
+from policies.outcome import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,26 @@ class Room:
     predicted_first_token_s: float | None = None
 
 
+class Lease(Protocol):
+    """One slot of an upstream, occupied from `__enter__` to `__exit__`, whatever comes between them."""
+
+    def sample(
+        self, now: float, started: float, outcome: Outcome, prompt_tokens: int, first_event_s: float | None
+    ) -> None:
+        """Learn from the attempt, at most once and while the slot is taken; a limit that is found out lives on it.
+
+        SUCCESS when its first event is there, `first_event_s` after `started` (None: the answer came whole, and nobody
+        knows when it began); DROPPED when it failed before that. Whoever left or was at fault is no sample.
+        """
+        ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...
+
+
 class Upstream(Protocol):
     """Somewhere an attempt can be sent."""
 
@@ -32,8 +53,8 @@ class Upstream(Protocol):
         """Say why this upstream can never serve the request (a feature that it lacks); None where it can."""
         ...
 
-    def lease(self) -> AbstractContextManager[None]:
-        """Occupy one slot until closed. Whoever leases has looked at `room` with no await in between."""
+    def lease(self) -> Lease:
+        """Give a slot, occupied once it is entered. Whoever leases has looked at `room` with no await in between."""
         ...
 
     async def send(self, call: Call) -> Reply:
@@ -47,4 +68,13 @@ class Upstream(Protocol):
 
     async def aclose(self) -> None:
         """Release sockets, threads and memory. Running attempts fail."""
+        ...
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """An upstream that knows without being asked to run a call what it would refuse it with."""
+
+    def foresee(self, call: Call) -> None:
+        """Raise what `send` would raise because of the request itself."""
         ...

@@ -16,8 +16,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -56,6 +55,7 @@ from gateway.errors import (
 from gateway.prompts import ModelPrompts
 from gateway.upstreams.base import Room
 from gateway.upstreams.supply import Supply
+from policies.outcome import Outcome
 from policies.tenant import Priority
 
 log = logging.getLogger("gateway")
@@ -162,14 +162,13 @@ class EngineUpstream:
             return BadRequest("'echo' together with 'logprobs' is not supported.", param="echo")
         return None
 
-    @contextmanager
-    def lease(self) -> Iterator[None]:
-        """Occupy one slot until closed."""
-        self._occupied += 1
-        try:
-            yield
-        finally:
-            self._occupied -= 1
+    def lease(self) -> "Slot":
+        """Give a slot, occupied once it is entered."""
+        return Slot(self)
+
+    def occupy(self, slots: int) -> None:
+        """Take slots, or give them back where `slots` is negative."""
+        self._occupied += slots
 
     async def send(self, call: Call) -> Reply:
         """Submit the call's prompts, each with `n` choices; they are aborted when the events are closed.
@@ -202,6 +201,16 @@ class EngineUpstream:
             supply.open()
             self._engine.nudge()
         return Reply(200, {}, answer)
+
+    def foresee(self, call: Call) -> None:
+        """Raise what the engine would refuse the call's parameters or prompts with; nothing is submitted."""
+        prompts, output = call.tokens.prompts, call.tokens.output
+        assert prompts is not None, "prompts are encoded for whoever takes ids"
+        try:
+            for prompt_ids in prompts if output else ():
+                self._engine.check(GenerateRequest("", prompt_ids, self._params(call.request, output or 1)))
+        except EngineError as error:
+            raise translate(error) from error
 
     def room(self) -> Room:
         """What is left, from the engine's latest step."""
@@ -294,6 +303,28 @@ class EngineUpstream:
         for request_id in answer.open_ids():
             del self._answers[request_id]
         self._occupied -= max(answer.num_choices - 1, 0)
+
+
+class Slot:
+    """One place of an engine, occupied."""
+
+    __slots__ = ("_upstream",)
+
+    def __init__(self, upstream: EngineUpstream) -> None:
+        self._upstream = upstream
+
+    def sample(
+        self, now: float, started: float, outcome: Outcome, prompt_tokens: int, first_event_s: float | None
+    ) -> None:
+        """Learn nothing: an engine says itself what it can take."""
+
+    def __enter__(self) -> None:
+        self._upstream.occupy(1)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._upstream.occupy(-1)
 
 
 class _Answer(AsyncGenerator[Event, None]):

@@ -10,7 +10,6 @@ bytes; here events are counted, so that an upstream which trickles bytes, or onl
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import monotonic  # the loop's own clock; asking for the loop is a system call up to Python 3.11
 from types import TracebackType
@@ -24,6 +23,7 @@ from gateway.upstreams.base import Room
 from gateway.upstreams.event_stream import EventStream
 from gateway.upstreams.splice import put_field, put_output_limit, rename_model
 from gateway.upstreams.wire import error_of_status, malformed, peek_at
+from policies.outcome import Outcome
 
 PATHS = {Operation.CHAT: b"/chat/completions", Operation.COMPLETION: b"/completions"}
 FORWARDED = (b"traceparent", b"tracestate", b"baggage", b"openai-beta")
@@ -84,8 +84,8 @@ class HttpUpstream:
         """Nothing: the server judges for itself."""
         return None
 
-    def lease(self) -> AbstractContextManager[None]:
-        """Occupy one slot until closed."""
+    def lease(self) -> "Slot":
+        """Give a slot, occupied once it is entered."""
         return Slot(self)
 
     def room(self) -> Room:
@@ -214,6 +214,11 @@ class Slot:
 
     def __init__(self, upstream: HttpUpstream) -> None:
         self._upstream = upstream
+
+    def sample(
+        self, now: float, started: float, outcome: Outcome, prompt_tokens: int, first_event_s: float | None
+    ) -> None:
+        """Learn nothing: the number of slots is fixed."""
 
     def __enter__(self) -> None:
         self._upstream.in_flight += 1

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from gateway.call import Call, Event, FinishReason, Reply, Request, Usage
 from gateway.errors import BadRequest, GatewayError
 from gateway.upstreams.base import Room
+from policies.outcome import Outcome
 
 WORDS = (Event(text="Hello", token_ids=(1,)), Event(text=" you", token_ids=(2,)))
 END = Event(finish=FinishReason.STOP, usage=Usage(3, 2))
@@ -30,13 +30,14 @@ class InProcess:
     rounds: int = 0
     leased: int = 0
     calls: list[Call] = field(default_factory=list)
+    samples: list[tuple[Outcome, float | None]] = field(default_factory=list)  # what its leases learnt
     running: int = 0
     closed: int = 0
 
     def refuses(self, request: Request) -> BadRequest | None:
         return self.refusal
 
-    def lease(self) -> AbstractContextManager[None]:
+    def lease(self) -> "Slot":
         return Slot(self)
 
     def room(self) -> Room:
@@ -76,6 +77,11 @@ class Slot:
     """One of its slots."""
 
     upstream: InProcess
+
+    def sample(
+        self, now: float, started: float, outcome: Outcome, prompt_tokens: int, first_event_s: float | None
+    ) -> None:
+        self.upstream.samples.append((outcome, first_event_s))
 
     def __enter__(self) -> None:
         self.upstream.leased += 1
