@@ -62,6 +62,8 @@ class Chain:
             priority=self._word("priority", model) or Priority.NORMAL,
             queue_deadline_s=smallest(said(scope.settings, model, "queue_deadline_s") for scope in self.scopes),
             price=price,
+            deadline_s=smallest(said(scope.settings, model, "deadline_s") for scope in self.scopes),
+            weight=self._word("weight", model) or 1.0,
         )
 
     def shares_prefixes(self) -> bool:

@@ -101,6 +101,25 @@ class CallSettings(Section, frozen=True):
         Annotated[Seconds, Meta(description="How long to wait for room before 503. The smallest of all scopes holds.")]
         | None
     ) = None
+    deadline_s: (
+        Annotated[
+            Seconds,
+            Meta(description="How long a request may take in all before 504. The smallest of all scopes holds."),
+        ]
+        | None
+    ) = None
+    weight: (
+        Annotated[
+            float,
+            Meta(
+                ge=0.001,
+                le=1000,
+                description="Its share beside other tenants where there is not room for all; 2 is twice as much as the "
+                "default of 1.",
+            ),
+        ]
+        | None
+    ) = None
 
 
 class Settings(CallSettings, frozen=True):

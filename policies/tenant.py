@@ -42,7 +42,11 @@ class OutputRule:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What holds for one tenant's calls to one model. `price` is None where no price is known."""
+    """What holds for one tenant's calls to one model. `price` is None where no price is known.
+
+    `deadline_s` is how long a call may take, None where only the gateway bounds it; `weight` is the tenant's share of
+    what there is not room for, beside the others' of its priority.
+    """
 
     account: Account
     allowed: bool = True
@@ -51,6 +55,8 @@ class Terms:
     priority: Priority = Priority.NORMAL
     queue_deadline_s: float | None = None
     price: Price | None = None
+    deadline_s: float | None = None
+    weight: float = 1.0
 
 
 def unlimited(model: str) -> Terms:

@@ -128,6 +128,8 @@ organisations:
     max_output_tokens: {{default: 100, cap: 4000}}
     priority: low
     queue_deadline_s: 30
+    deadline_s: 100
+    weight: 0.5
     on_store_failure: local
     teams:
       search:
@@ -144,6 +146,8 @@ organisations:
         max_output_tokens: {{default: 3400, cap: 3500}}
         priority: high
         queue_deadline_s: 40
+        deadline_s: 90
+        weight: 4
         keys:
           web-1: {{hash: "{HASH}", limits: [{{requests: 10/min}}], max_input_tokens: 8500, models: [demo]}}
 """
@@ -168,6 +172,8 @@ def test_of_caps_the_smallest_holds_and_of_words_the_nearest() -> None:
     assert found.max_input == 8000
     assert found.output == OutputRule(default=3000, cap=3000, clamp=True)
     assert found.queue_deadline_s == 30
+    assert found.deadline_s == 90
+    assert found.weight == 4
     assert found.priority is Priority.HIGH
     assert found.account.on_failure is OnFailure.LOCAL
     assert found.account.slice == 64

@@ -124,8 +124,8 @@ def tenant(settings: str) -> str:
         ),
         (
             "per_model: {demo: {limits: []}}",
-            "32: organisations.acme.tenants.web.per_model.demo.limits: unknown key; allowed: max_input_tokens, "
-            "max_output_tokens, priority, queue_deadline_s",
+            "32: organisations.acme.tenants.web.per_model.demo.limits: unknown key; allowed: deadline_s, "
+            "max_input_tokens, max_output_tokens, priority, queue_deadline_s, weight",
         ),
         (
             "priority: urgent",
@@ -138,6 +138,10 @@ def tenant(settings: str) -> str:
         (
             "queue_deadline_s: 0",
             "31: organisations.acme.tenants.web.queue_deadline_s: got '0', expected a number above 0, at most 86400",
+        ),
+        (
+            "weight: 0",
+            "21: organisations.acme.tenants.web.weight: got '0', expected a number from 0.001 to 1000",
         ),
         (
             "keys: {web-1: {hash: nonsense-of-a-hash}}",
