@@ -92,7 +92,7 @@ class Engine:
         Raises `InvalidParams`, `PromptEmpty`, `PromptTooLong`, `DuplicateRequest`, `QueueFull` or `EngineStopped`, and
         then nothing of it was taken in.
         """
-        self._check(request)
+        self.check(request)
         choices = [
             Sequence(
                 request.id,
@@ -122,6 +122,18 @@ class Engine:
             self._inbox.append(Ticket(choices, streams, request.n))
             self._num_incoming += request.n
             self._wake.notify()
+
+    def check(self, request: GenerateRequest) -> None:
+        """Raise what a request would be refused with for its own sake, as `submit` says."""
+        vocab_size = self._runner.vocab_size
+        request.params.validate(vocab_size)
+        if request.n < 1:
+            raise InvalidParams("n", f"expected at least 1, got {request.n}")
+        self.scheduler.check_fits(len(request.prompt_ids))
+        lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
+        if lowest < 0 or highest >= vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise InvalidParams("prompt", f"expected token ids from 0 to {vocab_size - 1}, got {wrong}")
 
     def abort(self, request_id: str) -> None:
         """End a request's unfinished choices with ABORT in the next step. Ids that are unknown or ended are ignored."""
@@ -313,17 +325,6 @@ class Engine:
             self._deliver(outputs)
         except Exception:
             log.exception("%d outputs could not be handed over", len(outputs))
-
-    def _check(self, request: GenerateRequest) -> None:
-        vocab_size = self._runner.vocab_size
-        request.params.validate(vocab_size)
-        if request.n < 1:
-            raise InvalidParams("n", f"expected at least 1, got {request.n}")
-        self.scheduler.check_fits(len(request.prompt_ids))
-        lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
-        if lowest < 0 or highest >= vocab_size:
-            wrong = lowest if lowest < 0 else highest
-            raise InvalidParams("prompt", f"expected token ids from 0 to {vocab_size - 1}, got {wrong}")
 
     def _snapshot(self) -> EngineStats:
         scheduler, pool, meter = self.scheduler, self.scheduler.pool, self._meter

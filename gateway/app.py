@@ -14,6 +14,7 @@ from gateway.dispatch import Dispatch
 from gateway.edge import JSON, CallEndpoint, answer_headers
 from gateway.endpoints import MODELS_PATH, Exposition, Models, Probe, Tokens
 from gateway.errors import GatewayError
+from gateway.explain import Explain
 from gateway.http.message import HttpRequest, Responder
 from gateway.identifier import request_id
 from gateway.identity.identity import Identity
@@ -25,7 +26,7 @@ from gateway.protocols.completion_request import decode_completion
 from gateway.protocols.dialect import Dialect
 from gateway.protocols.openai_error import error_body, error_event
 from gateway.protocols.resumed import ResumedStream
-from gateway.routes import Route, Routes, Visit
+from gateway.routes import Endpoint, Route, Routes, Visit
 from gateway.stages.admit import Admit
 from gateway.stages.authenticate import Authenticate
 from gateway.stages.bound import Bound
@@ -43,11 +44,12 @@ COMPLETION = Dialect(decode_completion, CompletionStream, ResumedStream, Complet
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How long a request may take, how many may wait for room, and for how long."""
+    """How long a request may take, how many may wait for room and for how long, and how many are only explained."""
 
     deadline_s: float = 600.0
     max_waiting: int = 256
     max_wait_s: float = 10.0
+    explained_per_minute: int = 60  # for each tenant
 
 
 class App:
@@ -116,6 +118,28 @@ def build(
     stages: list[Stage] = [
         record,  # outermost: sees every answer, refused ones too; its exit half writes metrics and log
         Authenticate(identity),  # nothing below runs for strangers
+        *deciding(models, ledger),
+        admit,  # waits for room, bounded; below it nothing waits for anything but an upstream
+    ]
+    handler = compose(stages, Dispatch(vacancy))
+    surfaces = {"/v1/chat/completions": ("messages", CHAT), "/v1/completions": ("prompt", COMPLETION)}
+    explain = Explain(
+        surfaces,
+        deciding(models, ledger.rehearsing()),
+        models,
+        identity,
+        ledger,
+        admit,
+        deadline_s=bounds.deadline_s,
+        per_minute=bounds.explained_per_minute,
+    )
+    routes = routes_of(models, identity, handler, explain, metrics, bounds, lambda: not admit.draining)
+    return App(routes, record, admit, tuple(models.values()), identity)
+
+
+def deciding(models: Mapping[str, Model], ledger: Ledger) -> list[Stage]:
+    """List the stages that decide on a call whose tenant is known: to run it, or only to explain what would come."""
+    return [
         Resolve(models),  # alias -> served model: every later stage asks the model for something
         Throttle(ledger),  # requests per window and concurrency: the cheap refusal first; cached answers count too
         Bound(),  # local and exact, so that what can never be served costs nobody a reservation or a slot
@@ -123,17 +147,14 @@ def build(
         Generate(),  # what is acquired below belongs to the generation and may outlive this caller
         Meter(ledger),  # reserves tokens, now that it is certain that some must be generated; settles what was used
         Choose(),  # candidates, so that Admit waits for the right room
-        admit,  # waits for room, bounded; below it nothing waits for anything but an upstream
     ]
-    handler = compose(stages, Dispatch(vacancy))
-    routes = routes_of(models, identity, handler, metrics, bounds, lambda: not admit.draining)
-    return App(routes, record, admit, tuple(models.values()), identity)
 
 
 def routes_of(
     models: Mapping[str, Model],
     identity: Identity,
     handler: Handler,
+    explain: Endpoint,
     metrics: Metrics,
     bounds: Bounds,
     ready: Callable[[], bool],
@@ -144,6 +165,7 @@ def routes_of(
         [
             Route("POST", "/v1/chat/completions", CallEndpoint(CHAT, handler, bounds.deadline_s)),
             Route("POST", "/v1/completions", CallEndpoint(COMPLETION, handler, bounds.deadline_s)),
+            Route("POST", "/v1/explain", explain, recorded=True),
             Route("GET", MODELS_PATH, listing, recorded=True),
             Route("GET", MODELS_PATH + "/", listing, recorded=True),
             Route("POST", "/tokenize", tokens.tokenize, recorded=True),

@@ -55,9 +55,10 @@ def compile_policy(
     wrong = _placed(itertools.chain(flaws(whole, served, pepper), _lost(issuers, is_file)), owners)
     if wrong:
         raise DocumentError(wrong)
-    directory = Directory(whole)
+    version = _version(sources)
+    directory = Directory(whole, version)
     return Policy(
-        version=_version(sources),
+        version=version,
         find=lru_cache(STRANGERS)(directory.find),
         keys=MappingProxyType({key.id: key for key in directory.stored()}),
         issuers=MappingProxyType(issuers),
@@ -68,8 +69,9 @@ def compile_policy(
 class Directory:
     """Everybody that a document knows, and the tenants it makes of those that it does not."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, version: str) -> None:
         self._document = document
+        self._version = version
 
     def find(self, organisation: str, team: str | None, tenant: str, key: str | None) -> Tenant | None:
         """Give a tenant by its names; None where the organisation is not known, or a name is none.
@@ -120,6 +122,7 @@ class Directory:
             team,
             key,
             decide,
+            self._version,
         )
 
 

@@ -73,6 +73,7 @@ class Tenant:
 
     `id` names it in logs and metrics (`acme/search/web`). `salt` separates what is remembered for it from everybody
     else's. `key` is the id of the key or the subject of the token that was shown, for logs and limits of its own.
+    `policy` is the version of the policy that it is of.
     """
 
     id: str
@@ -81,6 +82,7 @@ class Tenant:
     team: str | None = None
     key: str | None = None
     decide: Callable[[str], Terms] = unlimited
+    policy: str | None = None
     _terms: dict[str, Terms] = field(default_factory=dict, repr=False, compare=False)
 
     def terms(self, model: str) -> Terms:

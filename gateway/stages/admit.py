@@ -34,11 +34,24 @@ class Admit:
         self.draining = False
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
-        if self.draining:
-            raise refusal("The gateway is shutting down.", code="draining")
-        if not self._vacancy.open_to(call.route):
+        if self.must_wait(call):
             await self._wait(call)
         return await inner(call)
+
+    def must_wait(self, call: Call) -> bool:
+        """Whether there is no room for a call now, so that it waits. Raises what it would be refused with at once."""
+        if self.draining:
+            raise refusal("The gateway is shutting down.", code="draining")
+        if self._vacancy.open_to(call.route):
+            return False
+        if self._vacancy.num_waiting >= self._max_waiting:
+            raise refusal(f"The gateway is overloaded: {self._max_waiting} requests wait already.", code="queue_full")
+        return True
+
+    def patience_s(self, call: Call) -> float:
+        """Tell how long a call waits for room at most, its own deadline apart."""
+        deadline_s = call.terms.queue_deadline_s
+        return self._max_wait_s if deadline_s is None else min(self._max_wait_s, deadline_s)
 
     def drain(self) -> None:
         """Refuse from now on, and send those away who wait."""
@@ -46,11 +59,7 @@ class Admit:
         self._vacancy.call_all()
 
     async def _wait(self, call: Call) -> None:
-        if self._vacancy.num_waiting >= self._max_waiting:
-            raise refusal(f"The gateway is overloaded: {self._max_waiting} requests wait already.", code="queue_full")
-        patience_s = self._max_wait_s
-        if call.terms.queue_deadline_s is not None:
-            patience_s = min(patience_s, call.terms.queue_deadline_s)
+        patience_s = self.patience_s(call)
         latest = min(self._clock() + patience_s, call.deadline)
         turn = self._vacancy.join(call.route)
         try:

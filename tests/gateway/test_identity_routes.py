@@ -22,6 +22,7 @@ GOOD: Mapping[tuple[str, str], dict[str, Any] | None] = MappingProxyType(
     {
         ("POST", "/v1/chat/completions"): {"model": "m", "messages": MESSAGES},
         ("POST", "/v1/completions"): {"model": "m", "prompt": "hi"},
+        ("POST", "/v1/explain"): {"model": "m", "messages": MESSAGES},
         ("GET", "/v1/models"): None,
         ("GET", "/v1/models/"): None,
         ("POST", "/tokenize"): {"model": "m", "prompt": "hi"},

@@ -15,6 +15,7 @@ from gateway.access_log import line_of
 from gateway.app import App
 from gateway.edge import CallEndpoint
 from gateway.endpoints import Exposition, Models, Probe, Tokens
+from gateway.explain import Explain
 from policies.bucket import Limit
 from policies.compile import Source, compile_policy
 from policies.holder import Measure, Rule
@@ -188,7 +189,7 @@ def entrances(app: App) -> list[tuple[str, CallEndpoint]]:
             assert route.method == "POST"
             found.append((route.path, endpoint))
         else:
-            assert isinstance(endpoint, Models | Tokens | Probe | Exposition), "does it make calls?"
+            assert isinstance(endpoint, Models | Tokens | Explain | Probe | Exposition), "does it make calls?"
     return found
 
 
