@@ -100,17 +100,19 @@ class Ledger:
         exact: bool = True,
         least: int = 1,
         whole: bool = False,
+        apart: bool = False,
     ) -> Reservation:
         """Promise a call its input and, slice by slice, its output: enter it, or `LimitExceeded`, `StoreError`.
 
         `exact` says that the counts are the served model's own and not estimates; `least` how much output is worth
         beginning for; `whole` that nobody will count what is produced until it is there, so that all of `max_output` is
-        asked for at once, where it has a bound.
+        asked for at once, where it has a bound; `apart` that the call was let in by this process alone because the
+        store had failed: it is not sent to wait for the store a second time.
         """
         bound = UNBOUNDED if max_output is None else max_output
         whole = whole and max_output is not None
         rules, least = account.tokens, min(least, bound)
-        reservation = Reservation(self, account, rules, call_id, least, bound, exact=exact, whole=whole)
+        reservation = Reservation(self, account, rules, call_id, least, bound, exact=exact, whole=whole, apart=apart)
         reservation.holder.input, reservation.holder.cached = input_tokens, cached_tokens
         return reservation
 
@@ -151,8 +153,10 @@ class Ledger:
 
     # For reservations.
 
-    def home(self, account: Account) -> Home:
-        """Tell where an account's steps go now. Raises `StoreUnavailable`."""
+    def home(self, account: Account, *, apart: bool = False) -> Home:
+        """Tell where an account's steps go now, or those of a call that is apart. Raises `StoreUnavailable`."""
+        if apart:
+            return self._shares
         if self.health.up:
             return self._home
         return self.refuge(account, StoreUnavailable(f"the store is down: {self.health.reason}", reason=DOWN))

@@ -105,6 +105,7 @@ class Reservation:
         *,
         exact: bool = True,
         whole: bool = False,
+        apart: bool = False,
     ) -> None:
         self._ledger = ledger
         self._rehearses = ledger.rehearses
@@ -120,7 +121,7 @@ class Reservation:
         self.edge: Limit | None = None
         self.tight: Limit | None = None
         self.tried: tuple[Step, Answer] | None = None
-        self.degraded = False
+        self.degraded = apart
         self.on_grant: Callable[[], None] | None = None
         self.standings: tuple[Standing, ...] = ()
         self.shadowed: tuple[Limit, ...] = ()
@@ -137,7 +138,7 @@ class Reservation:
 
     async def __aenter__(self) -> "Reservation":
         if self._rules:
-            home = self._ledger.home(self._account)
+            home = self._ledger.home(self._account, apart=self.degraded)
             try:
                 await self._begin(home)
             except StoreError as error:

@@ -67,6 +67,7 @@ class Meter:
             exact=engine and tokens.exact,
             least=choices if whole else 1,
             whole=whole,
+            apart=call.quota is not None and call.quota.degraded,
         )
 
     def _tighten(self, call: Call, reservation: Reservation) -> None:

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from cache.embedded import EmbeddedStore
+from cache.errors import StoreUnavailable
 from cache.ledger import Ledger
 from cache.reservation import LimitExceeded, Reservation
 from cache.store import Store
-from policies.account import Account
+from policies.account import Account, OnFailure
 from policies.bucket import Kind, Limit
 from policies.holder import Rule
+from policies.reservation import Answer, Step
 
 DAY = Limit.budget("day", Kind.DAY, 1000)
 COST = Limit.budget("cost", Kind.MONTH, 10**12)
@@ -195,3 +198,31 @@ async def test_a_stalled_call_loses_its_slice_and_goes_on_with_another(organisat
         await free(ledger, account)
         assert await stream(reservation, 20) == 20
         assert (await free(ledger, account))[2] == 1000 - 100 - 4 - 12 - 20 - reservation.holder.in_hand
+
+
+class Silent:
+    """A store that never answers in time; `asked` counts how often it was asked."""
+
+    asked = 0
+
+    async def apply(self, organisation: str, step: Step, now: int | None = None) -> Answer:
+        self.asked += 1
+        raise StoreUnavailable("no answer in time", reason="timeout")
+
+    def clock(self, organisation: str) -> int:
+        return 0
+
+    async def probe(self) -> None:
+        raise StoreUnavailable("no answer in time", reason="timeout")
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_a_call_that_was_let_in_without_the_store_does_not_wait_for_it_again(account: Account) -> None:
+    local = replace(account, on_failure=OnFailure.LOCAL)
+    async with Ledger(store := Silent(), close_s=0.0) as ledger, ledger.allow(local, "call") as entry:
+        asked = store.asked
+        async with ledger.reserve(local, "call", input_tokens=10, max_output=5, apart=entry.degraded) as reservation:
+            assert (entry.degraded, reservation.degraded, reservation.room()) == (True, True, 5)
+            assert (ledger.health.up, store.asked) == (True, asked)
