@@ -1,6 +1,6 @@
 # One verb a task; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine train-demo test-compose clean
+.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-quotas prove-quotas train-demo test-compose clean
 RUN := .venv/bin/python -m
 
 help: ## list the tasks
@@ -12,7 +12,7 @@ serve: ## serve on 127.0.0.1:8080: what penstock.yaml says, or the demo model
 
 test: ## everything that has to hold: format, lint, types, tests
 	@deploy/install dev
-	@command -v redis-server >/dev/null || deploy/install --debian redis-server || true # no test needs it yet
+	@command -v redis-server >/dev/null || deploy/install --debian redis-server || true # what needs it is skipped without
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
@@ -47,6 +47,18 @@ bench-tokens: ## what counting a prompt costs, and what the event loop feels of 
 bench-engine: ## the engine's speed beside transformers
 	@deploy/install dev
 	$(RUN) engine bench
+
+bench-quotas: ## what limits cost a request, and what callers wait while Redis fails
+	@deploy/install dev
+	$(RUN) bench.stages
+	$(RUN) bench.redis_faults
+
+prove-quotas: ## quotas in full: 100,000 simulated worlds, minutes of 200 callers, 200 killed gateways, a failing Redis
+	@deploy/install dev
+	@command -v redis-server >/dev/null || deploy/install --debian redis-server
+	$(RUN) tests.rig.quota_world --seeds 100000
+	REPLAYED_SEEDS=1000 $(RUN) pytest tests/cache/test_simulation.py
+	$(RUN) pytest -s -m 'slow or not slow' tests/quotas
 
 train-demo: ## train the demo model anew (hours on a CPU)
 	@deploy/install engine
