@@ -13,7 +13,7 @@ class BadWire:
         self.target = target
         self.path = path
         self.delay_s = 0.0
-        self.silent = False  # nothing passes, either way
+        self.silent = False  # nothing passes, either way, until it does: bytes of a stream come late, or never
         self.cut_replies = 0  # so many replies are swallowed, and their connections cut
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
@@ -28,8 +28,8 @@ class BadWire:
         back = asyncio.create_task(self._back(far_reader, writer))
         try:
             while data := await reader.read(1 << 16):
-                if not self.silent:
-                    far_writer.write(data)
+                await self._silence()
+                far_writer.write(data)
         except OSError:
             pass
         finally:
@@ -46,8 +46,12 @@ class BadWire:
                 self.cut_replies -= 1
                 writer.transport.abort()
                 return
-            if not self.silent:
-                writer.write(data)
+            await self._silence()
+            writer.write(data)
+
+    async def _silence(self) -> None:
+        while self.silent:
+            await asyncio.sleep(0.01)
 
     async def gone(self) -> None:
         """End every connection."""

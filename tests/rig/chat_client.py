@@ -48,6 +48,7 @@ class Told:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     heard: list[int] = field(default_factory=list)  # when each event with content came, or the whole answer
+    listed: int = 0  # tokens whose log-probabilities came, where they were asked for
     finish: str | None = None
     limit: str | None = None
     usage: dict[str, int] | None = None
@@ -150,6 +151,7 @@ class ChatClient:
             told.finish = choice.get("finish_reason") or told.finish
             if choice["delta"].get("content"):
                 told.heard.append(now_us())
+            told.listed += len((choice.get("logprobs") or {}).get("content") or ())
 
 
 def limit_of(answer: dict[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from random import Random
 from types import TracebackType
 from typing import TypeAlias
 
-from tests.rig.toxics import Direction, Held, LimitData, ResetPeer, Schedule, Timeout, Toxic
+from tests.rig.toxics import Direction, Held, LimitData, ResetPeer, Schedule, SlowClose, Timeout, Toxic
 
 Place: TypeAlias = "Path | tuple[str, int]"  # a unix socket, or host and port
 MAX_QUEUED_BYTES = 1 << 20  # on the way in one direction of one connection; more is not read
@@ -73,6 +73,11 @@ class FaultProxy:
     def open(self) -> int:
         """How many connections go through now."""
         return len(self._links)
+
+    @property
+    def listening(self) -> bool:
+        """Whether connections are taken."""
+        return self._server is not None
 
     def add(self, toxic: Toxic, direction: Direction = Direction.DOWN, *, name: str = "", toxicity: float = 1.0) -> str:
         """Let a toxic act from now on; gives its name, by which it is removed. One of the same name is replaced."""
@@ -337,6 +342,9 @@ class Flow:
             self._drained.set()
             self._writer.write(self._limited(piece))
             await self._writer.drain()
+        for toxic in tuple(self.toxics.values()):
+            if isinstance(toxic, SlowClose):
+                await asyncio.sleep(toxic.delay_ms / 1000)
         if self._writer.can_write_eof():
             self._writer.write_eof()
 

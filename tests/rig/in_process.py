@@ -40,8 +40,11 @@ class InProcess:
     def lease(self) -> "Slot":
         return Slot(self)
 
+    def fits(self, call: Call) -> bool:
+        return self.slots is None or self.slots > self.leased
+
     def room(self) -> Room:
-        return Room(None if self.slots is None else self.slots - self.leased)
+        return Room(None if self.slots is None else self.slots - self.leased, self.leased)
 
     async def send(self, call: Call) -> Reply:
         self.calls.append(call)

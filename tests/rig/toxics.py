@@ -60,11 +60,18 @@ class ResetPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class SlowClose:
+    """The end of the stream arrives so much later than what was before it."""
+
+    delay_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """Nothing passes until the toxic is removed; then everything does."""
 
 
-Toxic: TypeAlias = Latency | Bandwidth | Slicer | LimitData | Timeout | ResetPeer | Held
+Toxic: TypeAlias = Latency | Bandwidth | Slicer | LimitData | Timeout | ResetPeer | SlowClose | Held
 
 
 class Schedule:
