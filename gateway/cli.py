@@ -1,4 +1,4 @@
-"""The command line: `penstock serve`, `check`, `keys`, `schema`, `settings` and `version`."""
+"""The command line: `penstock serve`, `check`, `explain`, `replay`, `keys`, `schema`, `settings` and `version`."""
 
 import argparse
 import sys
@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             help="default: penstock.yaml of this folder, and without one the demo model on 127.0.0.1:8080",
         )
     check.add_argument("--no-secrets", action="store_true", help="do not ask for the secrets that the file refers to")
+    explain = commands.add_parser("explain", help="tell what a running gateway would make of a request")
+    explain.add_argument("file", metavar="FILE", help="the request's JSON body; - for stdin")
+    explain.add_argument("--url", default="http://127.0.0.1:8080", help="the gateway; default: %(default)s")
+    explain.add_argument("--key", metavar="env:NAME", help="the caller's key, by reference: env:NAME or file:/path")
+    explain.add_argument("--json", action="store_true", help="print the answer as it came")
     keys = commands.add_parser("keys", help="make a key for the policy files")
     new = keys.add_subparsers(dest="keys_command", required=True, metavar="COMMAND").add_parser(
         "new", help="print a new key, once, and the line that the policy file keeps of it"
@@ -47,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(given.config)
         case "check":
             return _check(given.config, secrets=not given.no_secrets)
+        case "explain":
+            from gateway.explain_command import explain as explained
+
+            return explained(given.file, given.url, given.key, as_json=given.json)
         case "keys":
             return _new_key(given.id, given.config)
         case "schema":

@@ -132,6 +132,21 @@ class Candidate(msgspec.Struct):
     refuses: str | None
 
 
+class ErrorTold(msgspec.Struct):
+    """An error in OpenAI's words."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct):
+    """The body of an answer that is an error."""
+
+    error: ErrorTold
+
+
 class Verdict(msgspec.Struct):
     """Whether it would be let in; if not, the answer it would get. `waits` for room first, at most `max_wait_s`."""
 
@@ -141,7 +156,7 @@ class Verdict(msgspec.Struct):
     max_wait_s: float | None = None
     limit: str | None = None
     retry_after_ms: int | None = None
-    error: msgspec.Raw | None = None
+    error: ErrorBody | None = None
 
 
 class Explanation(msgspec.Struct):
@@ -184,7 +199,8 @@ def refuse(told: Explanation, error: GatewayError) -> None:
     wait = error.headers.get("retry-after-ms")
     seconds = error.headers.get("retry-after")
     wait_ms = int(wait) if wait is not None else None if seconds is None else int(seconds) * 1_000
-    told.verdict = Verdict(False, error.status, retry_after_ms=wait_ms, error=msgspec.Raw(error_body(error)))
+    body = msgspec.json.decode(error_body(error), type=ErrorBody)
+    told.verdict = Verdict(False, error.status, retry_after_ms=wait_ms, error=body)
     told.headers = plain((JSON,), error.headers)
 
 

@@ -1,5 +1,6 @@
 """What is explained is what happens: every number, header and refusal, tried over random policies and requests."""
 
+import asyncio
 import json
 import random
 import time
@@ -22,6 +23,7 @@ from cache.reservation import LimitExceeded
 from cache.store import Store
 from gateway.app import Bounds
 from gateway.call import Model
+from gateway.cli import main
 from gateway.config import EngineModel
 from gateway.errors import BadRequest
 from gateway.upstreams.engine import EngineUpstream
@@ -484,3 +486,55 @@ async def test_without_the_store_it_tells_what_the_policy_says_then(on_failure: 
         if told["degraded"]:
             assert [limit["capacity"] for limit in told["limits"]] == [2, 1000]
     await store.aclose()
+
+
+# On the command line
+
+
+async def test_the_command_prints_what_the_gateway_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(CHAT, separators=(",", ":")))
+    monkeypatch.setenv("KEY", "secret-key")
+    tenant = limited(requests_a_minute(1), tokens_a_minute(1000))
+    async with asking(model("m", InProcess(), max_output=50), tenant) as caller:
+        command = ["explain", str(path), "--url", caller.gateway.url, "--key", "env:KEY"]
+        assert await asyncio.to_thread(main, command) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("admitted\n")
+        assert "caller    acme/web, key key-1, policy -\n" in shown
+        assert "x-ratelimit-remaining-requests: 0\n" in shown
+        [row] = [line for line in shown.splitlines() if line.startswith("acme/tokens")]
+        assert row.split() == ["acme/tokens", "1000", "1000", "65", "65", "935", "3.9s", "yes"]
+
+        assert await asyncio.to_thread(main, [*command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == await caller.explain()
+
+        assert (await caller.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert await asyncio.to_thread(main, command) == 1
+        shown = capsys.readouterr().out
+        assert shown.startswith("refused with 429: Limit `acme/requests` reached")
+        assert " in 1m0s\n" in shown
+
+
+async def test_the_command_says_what_is_wrong_and_shows_no_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(CHAT))
+    monkeypatch.setenv("KEY", "wrong-key")
+    async with asking(model("m", InProcess()), Tenant("free")) as caller:
+        for wrong in (
+            [str(path), "--url", caller.gateway.url],
+            [str(path), "--url", caller.gateway.url, "--key", "env:KEY"],
+            [str(path), "--url", caller.gateway.url, "--key", "wrong-key"],
+            [str(path), "--url", caller.gateway.url, "--key", "env:NONE"],
+            [str(path), "--url", "http://127.0.0.1:1"],
+            [str(path), "--url", "file:///etc/passwd"],
+            [str(tmp_path / "none.json"), "--url", caller.gateway.url],
+        ):
+            assert await asyncio.to_thread(main, ["explain", *wrong]) == 2
+            told = capsys.readouterr()
+            assert told.err.startswith("penstock: ")
+            assert "wrong-key" not in told.err + told.out
