@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[asyncio.Future[Reply]] = deque()
         self._due: deque[tuple[float, asyncio.Future[Reply]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = 0.0
         self._transport: asyncio.Transport | None = None
         self._heard = loop.time()
         self._gone: asyncio.Future[None] = loop.create_future()
@@ -106,7 +107,10 @@ class Connection(asyncio.Protocol):
             self._due.append((due, future))
             if self._timer is None:
                 self._heard = self._loop.time()
-                self._timer = self._loop.call_at(due, self._look)
+                self._wake(due)
+            elif due < self._wakes_at:  # it waits for the end of a silence, for the sake of nobody who is still there
+                self._timer.cancel()
+                self._wake(due)
         return future
 
     def patience(self, seconds: float) -> None:
@@ -136,9 +140,13 @@ class Connection(asyncio.Protocol):
         if self._waiting and now - self._heard >= SILENCE_S:
             self._fail(StoreUnavailable(f"Redis said nothing for {SILENCE_S:g} s", reason="timeout"))
         elif due:
-            self._timer = self._loop.call_at(due[0][0], self._look)
+            self._wake(due[0][0])
         elif self._waiting:
-            self._timer = self._loop.call_at(self._heard + SILENCE_S, self._look)
+            self._wake(self._heard + SILENCE_S)
+
+    def _wake(self, at: float) -> None:
+        self._wakes_at = at
+        self._timer = self._loop.call_at(at, self._look)
 
     def _fail(self, error: StoreUnavailable) -> None:
         self.closed = True

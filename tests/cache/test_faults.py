@@ -12,6 +12,8 @@ import pytest
 from cache.errors import StoreError, StoreUnavailable
 from cache.guard import Health
 from cache.ledger import Ledger
+from cache.redis_address import Address, Door
+from cache.redis_connection import connect
 from cache.redis_link import Patience
 from cache.redis_store import RedisStore
 from cache.reservation import LimitExceeded
@@ -113,6 +115,20 @@ async def test_a_frozen_redis_is_given_up_and_charges_nobody_when_it_thaws(serve
         await quiet(redis.ledger)
 
         assert [standing.free for standing in await redis.ledger.look(CLOSED)] == [899]
+
+
+async def test_every_call_to_a_frozen_redis_waits_for_its_own_patience_only(server: RedisServer) -> None:
+    connection = await connect(Address(path=str(server.path)), Door(), connect_s=10.0, patience_s=0.02)
+    server.freeze()
+    for _ in range(3):
+        silence = asyncio.ensure_future(asyncio.sleep(0.5))  # half of what the connection is given up for
+        call = connection.call("PING")
+        await asyncio.wait([call, silence], return_when=asyncio.FIRST_COMPLETED)
+
+        assert call.done()
+        assert isinstance(call.exception(), StoreUnavailable)
+        silence.cancel()
+    await connection.aclose()
 
 
 async def test_a_full_redis_is_down_and_comes_back(server: RedisServer) -> None:
