@@ -4,7 +4,7 @@ Takes objects that are already built (models, keys, metrics, log) and knows noth
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cache.embedded import EmbeddedStore
@@ -13,11 +13,12 @@ from gateway.call import Handler, Model, Stage, compose
 from gateway.dispatch import Dispatch
 from gateway.edge import JSON, CallEndpoint, answer_headers
 from gateway.endpoints import MODELS_PATH, Exposition, Models, Probe, Tokens
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Overloaded
 from gateway.explain import Explain
 from gateway.http.message import HttpRequest, Responder
 from gateway.identifier import request_id
 from gateway.identity.identity import Identity
+from gateway.journal import Docket, Journal
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.protocols.chat_answer import ChatStream, ChatWhole
 from gateway.protocols.chat_request import decode_chat
@@ -26,6 +27,8 @@ from gateway.protocols.completion_request import decode_completion
 from gateway.protocols.dialect import Dialect
 from gateway.protocols.openai_error import error_body, error_event
 from gateway.protocols.resumed import ResumedStream
+from gateway.readiness import Readiness
+from gateway.requests_endpoint import REQUESTS_PATH, RequestsUnderWay
 from gateway.routes import Endpoint, Route, Routes, Visit
 from gateway.stages.admit import Admit
 from gateway.stages.authenticate import Authenticate
@@ -33,9 +36,12 @@ from gateway.stages.bound import Bound
 from gateway.stages.choose import Choose
 from gateway.stages.generate import Generate
 from gateway.stages.meter import Meter
+from gateway.stages.quarantine import Quarantine
 from gateway.stages.record import Record, Sink
 from gateway.stages.resolve import Resolve
 from gateway.stages.throttle import Throttle
+from gateway.stages.track import Track
+from gateway.under_way import CallsUnderWay
 from gateway.vacancy import Vacancy
 
 CHAT = Dialect(decode_chat, ChatStream, ResumedStream, ChatWhole, error_body, error_event)
@@ -56,9 +62,16 @@ class App:
     """The application that the server runs for each request."""
 
     def __init__(
-        self, routes: Routes, record: Record, admit: Admit, models: Sequence[Model], identity: Identity
+        self,
+        routes: Routes,
+        record: Record,
+        admit: Admit,
+        models: Sequence[Model],
+        identity: Identity,
+        calls: CallsUnderWay,
     ) -> None:
         self.routes = routes
+        self._calls = calls
         self._record = record
         self._admit = admit
         self._models = models
@@ -87,6 +100,11 @@ class App:
         """Refuse new calls and those that wait; running ones go on."""
         self._admit.drain()
 
+    def break_off(self) -> None:
+        """End running calls too, each with an error that its caller is told."""
+        message = "The gateway is shutting down, and the time for running requests is over."
+        self._calls.end_all(Overloaded(message, code="draining", headers={"retry-after": "1"}))
+
     async def aclose(self) -> None:
         """Close every upstream, and end counting and what is asked of issuers. Running attempts fail."""
         await self._identity.aclose()
@@ -105,20 +123,28 @@ def build(
     sinks: Sequence[Sink],
     bounds: Bounds | None = None,
     ledger: Ledger | None = None,
+    journal: Journal | None = None,
+    docket: Docket | None = None,
+    readiness: Readiness | None = None,
 ) -> App:
     """Put the gateway together. `models` maps each name that callers may use; `sinks` get each request's record.
 
     `ledger` keeps the limits and has to be running; without one they are kept here, and nobody renews a lease.
+    `journal` and `docket` are the supervisor's; without one, nobody is quarantined. `readiness` is what `/ready` asks.
     """
     bounds = bounds or Bounds()
     ledger = ledger or Ledger(EmbeddedStore())
+    readiness = readiness or Readiness()
+    calls = CallsUnderWay()
     vacancy = Vacancy()
     record = Record(metrics, sinks)
     admit = Admit(vacancy, max_waiting=bounds.max_waiting, max_wait_s=bounds.max_wait_s)
     stages: list[Stage] = [
         record,  # outermost: sees every answer, refused ones too; its exit half writes metrics and log
         Authenticate(identity),  # nothing below runs for strangers
+        Track(calls),  # what its tenant may end is all that follows, waiting included
         *deciding(models, ledger),
+        *([] if journal is None or docket is None else [Quarantine(journal, docket)]),  # before it is let in again
         admit,  # waits for room, bounded; below it nothing waits for anything but an upstream
     ]
     handler = compose(stages, Dispatch(vacancy))
@@ -133,8 +159,9 @@ def build(
         deadline_s=bounds.deadline_s,
         per_minute=bounds.explained_per_minute,
     )
-    routes = routes_of(models, identity, handler, explain, metrics, bounds, lambda: not admit.draining)
-    return App(routes, record, admit, tuple(models.values()), identity)
+    readiness.ask(lambda: "draining" if admit.draining else None)
+    routes = routes_of(models, identity, handler, explain, metrics, bounds, readiness, calls)
+    return App(routes, record, admit, tuple(models.values()), identity, calls)
 
 
 def deciding(models: Mapping[str, Model], ledger: Ledger) -> list[Stage]:
@@ -157,10 +184,12 @@ def routes_of(
     explain: Endpoint,
     metrics: Metrics,
     bounds: Bounds,
-    ready: Callable[[], bool],
+    readiness: Readiness,
+    calls: CallsUnderWay,
 ) -> Routes:
     """Lay out what is answered where."""
     listing, tokens = Models(models, identity), Tokens(models, identity)
+    requests = RequestsUnderWay(calls, identity)
     return Routes(
         [
             Route("POST", "/v1/chat/completions", CallEndpoint(CHAT, handler, bounds.deadline_s)),
@@ -168,10 +197,12 @@ def routes_of(
             Route("POST", "/v1/explain", explain, recorded=True),
             Route("GET", MODELS_PATH, listing, recorded=True),
             Route("GET", MODELS_PATH + "/", listing, recorded=True),
+            Route("GET", REQUESTS_PATH, requests.list, recorded=True),
+            Route("POST", REQUESTS_PATH + "/", requests.cancel, recorded=True),
             Route("POST", "/tokenize", tokens.tokenize, recorded=True),
             Route("POST", "/detokenize", tokens.detokenize, recorded=True),
-            Route("GET", "/health", Probe(lambda: True)),
-            Route("GET", "/ready", Probe(ready)),
+            Route("GET", "/health", Probe(lambda: None)),
+            Route("GET", "/ready", Probe(readiness.reason)),
             Route("GET", "/metrics", Exposition(metrics.exposition, CONTENT_TYPE)),
         ]
     )

@@ -25,6 +25,7 @@ from gateway.metrics import Metrics
 from gateway.policy_files import PolicyFiles
 from gateway.quota_store import QuotaStore, UnfitStore
 from gateway.stages.record import Sink
+from gateway.supervisor import Post
 from gateway.upstreams.http import Clocks, HttpUpstream
 
 OWNER = "penstock"
@@ -36,11 +37,16 @@ class StartError(Exception):
 
 
 async def assemble(
-    loaded: Loaded, metrics: Metrics, sinks: list[Sink], quotas: QuotaStore, policies: PolicyFiles | None = None
+    loaded: Loaded,
+    metrics: Metrics,
+    sinks: list[Sink],
+    quotas: QuotaStore,
+    policies: PolicyFiles | None = None,
+    post: Post | None = None,
 ) -> App:
     """Build everything; models are loaded on a thread. `policies` has the policy in force. Raises `StartError`.
 
-    Opens `quotas`; who made it closes it, behind the last call.
+    Opens `quotas`; who made it closes it, behind the last call. `post` is what the supervisor gave.
     """
     config = loaded.config
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a long prompt takes one core, not all
@@ -62,7 +68,16 @@ async def assemble(
     metrics.watch("key_set_age_seconds", "Age of the oldest key set of a token issuer.", identity.key_set_age_s)
     metrics.watch("key_set_failures", "Fetches of issuers' key sets that failed.", identity.failed_fetches)
     await identity.prepare()
-    return build(models=models, identity=identity, metrics=metrics, sinks=sinks, bounds=bounds, ledger=quotas.ledger)
+    return build(
+        models=models,
+        identity=identity,
+        metrics=metrics,
+        sinks=sinks,
+        bounds=bounds,
+        ledger=quotas.ledger,
+        journal=None if post is None else post.journal,
+        docket=None if post is None else post.docket,
+    )
 
 
 async def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstream], loaded: Loaded) -> Model:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from gateway import __version__
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from gateway.loading import Loaded
 
 WRONG = 1
@@ -138,14 +136,15 @@ def _new_key(key_id: str, config: Path | None) -> int:
 
 def _serve(path: Path | None) -> int:
     from gateway import supervisor
+    from gateway.policy_memory import PolicyMemory
+
+    def with_memory(loaded: "Loaded") -> "Loaded":
+        return loaded if loaded.policy is None else replace(loaded, memory=PolicyMemory())
 
     loaded = _load(path, secrets=True)
     if loaded is None:
         return supervisor.CANNOT_START
-    if loaded.policy is not None:
-        from gateway.policy_memory import PolicyMemory
-
-        loaded = replace(loaded, memory=PolicyMemory())
+    loaded = with_memory(loaded)
     listen = loaded.config.listen
     try:
         listener = supervisor.listen(listen.host, listen.port)
@@ -153,12 +152,25 @@ def _serve(path: Path | None) -> int:
         supervisor.say(str(error))
         return WRONG
 
-    def worker(listener: "socket", line: "socket") -> int:
-        from gateway.worker import work
+    def plan(loaded: "Loaded") -> supervisor.Plan:
+        def worker(post: supervisor.Post) -> int:
+            from gateway.worker import work
 
-        return work(loaded, listener, line)
+            return work(loaded, post)
 
-    return supervisor.Supervisor(listener, worker, listen.drain_s).run()
+        engines = any(model.engine is not None for model in loaded.config.models.values())
+        return supervisor.Plan(worker, loaded.config.listen.drain_s, alone=engines)
+
+    def renew() -> supervisor.Plan | None:
+        again = _load(path if loaded.file is None else Path(loaded.file), secrets=True)
+        if again is None:
+            return None
+        if (again.config.listen.host, again.config.listen.port) != (listen.host, listen.port):
+            supervisor.say("listen.host and listen.port cannot change while the process runs")
+            return None
+        return plan(with_memory(again))
+
+    return supervisor.Supervisor(listener, plan(loaded), renew).run()
 
 
 if __name__ == "__main__":

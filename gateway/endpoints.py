@@ -80,13 +80,16 @@ class Tokens:
 class Probe:
     """GET /health (the process answers) and /ready (it takes new requests)."""
 
-    def __init__(self, holds: Callable[[], bool]) -> None:
-        self._holds = holds
+    def __init__(self, reason: Callable[[], str | None]) -> None:
+        self._reason = reason
 
     async def __call__(self, visit: Visit) -> None:
-        """Answer 200 where it holds, 503 where not."""
-        holds = self._holds()
-        respond_json(visit, 200 if holds else 503, b'{"status":"ok"}' if holds else b'{"status":"unavailable"}')
+        """Answer 200 where nothing stands in the way, and 503 with what does."""
+        reason = self._reason()
+        if reason is None:
+            respond_json(visit, 200, b'{"status":"ok"}')
+        else:
+            respond_json(visit, 503, _json({"status": "unavailable", "reason": reason}))
 
 
 class Exposition:

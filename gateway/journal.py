@@ -147,6 +147,11 @@ class Docket:
         """Take back the strikes of a request that ended well; whether there were any."""
         return self._drop(fingerprint)
 
+    def strikes(self, fingerprint: bytes) -> int:
+        """Tell at how many deaths a request was being computed."""
+        case = self._cases.get(fingerprint)
+        return 0 if case is None else case.strikes
+
     def count(self, verdict: Verdict) -> int:
         """Tell how many there are of a kind, for metrics."""
         now = self._clock()

@@ -8,6 +8,7 @@ places, written in turn, each with a digest, so that a death in the middle of wr
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -30,6 +31,7 @@ class PolicyMemory:
 
     def __init__(self) -> None:
         self._places = (anonymous_file(), anonymous_file())
+        weakref.finalize(self, close_all, self._places)  # a configuration that is read again brings another memory
 
     def keep(self, sources: Sequence[Source]) -> None:
         """Remember texts that are in force from now on. Raises `OSError` where there is no memory left."""
@@ -57,6 +59,12 @@ def read_place(place: int) -> Kept | None:
     content = os.pread(place, os.fstat(place).st_size, 0)
     digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
     return msgspec.msgpack.decode(content, type=Kept) if digest == digest_of(content) else None
+
+
+def close_all(places: Sequence[int]) -> None:
+    """Let go of places that nobody writes any more."""
+    for place in places:
+        os.close(place)
 
 
 def digest_of(content: bytes) -> bytes:

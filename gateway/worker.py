@@ -1,7 +1,8 @@
 """The process that serves: from the inherited socket to a drained exit.
 
 It listens from the start, so that `/health` is answered while models still load; everything else is told to come back
-until the gateway is assembled. Then it serves until SIGTERM or until the supervisor is gone, drains, and ends.
+until the gateway is assembled. Then it serves until SIGTERM, until it is relieved or until the supervisor is gone,
+drains, and ends. A worker that relieves another accepts nothing before it is ready.
 """
 
 import asyncio
@@ -19,16 +20,18 @@ from gateway.access_log import AccessLog
 from gateway.app import App
 from gateway.assembly import SWITCH_S, StartError, assemble
 from gateway.config import Listen, LogTarget
+from gateway.http.handover import Receiver, Sender
 from gateway.http.limits import ServerLimits
 from gateway.http.message import HttpRequest, Responder
 from gateway.http.server import Server
+from gateway.journal import Docket, Verdict
 from gateway.loading import Loaded
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
 from gateway.policy_files import PolicyFiles, described
 from gateway.quota_store import QuotaStore
 from gateway.stages.record import Sink
-from gateway.supervisor import CANNOT_START, READY, say
+from gateway.supervisor import CANNOT_START, HAND_OVER, MAKE_ROOM, PAST_GRACE_S, READY, Post, say
 
 JSON = (b"content-type", b"application/json")
 ALIVE = b'{"status":"ok"}'
@@ -39,20 +42,20 @@ YOUNG_OBJECTS = 10_000  # made and not given back, before the collector looks fo
 SPARE_FILES = 256  # beside one per connection: libraries, logs, upstreams that are no connections of ours
 
 
-def work(loaded: Loaded, listener: socket.socket, line: socket.socket) -> int:
-    """Serve until told to stop; gives the exit status. `line` ties us to the supervisor."""
+def work(loaded: Loaded, post: Post) -> int:
+    """Serve until told to stop; gives the exit status."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="penstock: %(levelname)s %(name)s: %(message)s"
     )
     allow_files(2 * loaded.config.listen.max_connections + SPARE_FILES)
     loop = uvloop.new_event_loop()
     try:
-        return loop.run_until_complete(serve(loaded, listener, line))
+        return loop.run_until_complete(serve(loaded, post))
     finally:
         loop.close()
 
 
-async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) -> int:
+async def serve(loaded: Loaded, post: Post) -> int:
     """Listen, assemble, serve, drain."""
     config = loaded.config
     try:
@@ -74,26 +77,30 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
         metrics.watch("access_log_lines_dropped", "Lines that found no room or no disk.", lambda: access_log.dropped)
     lag = LoopLag()
     metrics.watch("loop_lag_seconds", "The worst delay of the event loop since the last scrape.", lag.read)
-    url = url_of(listener)
-    await server.start(listener)
-    stop = Stop(line)
+    watch_docket(post.docket, metrics)
+    url = url_of(post.listener)
+    if post.relieves is None:
+        await server.start(post.listener)
+    stop = Stop(post.line, config.listen.drain_s)
     policies = open_policies(loaded, metrics)
     app: App | None = None
-    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks, quotas, policies))
+    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks, quotas, policies, post))
     try:
         app = await stop.unless(assembling)
         if app is not None:
             server.application = app
             settle_memory()
-            line.send(READY)
+            if post.relieves is not None:
+                await server.start(post.listener)
+                Receiver(post.relieves, server.adopt)
+            post.line.send(READY)
             say(announcement(loaded, url))
             await stop.asked.wait()
-            app.drain()
     except StartError as error:
         say(str(error))
         return CANNOT_START
     finally:
-        await drain(server, config.listen.drain_s, stop)
+        await drain(server, app, config.listen.drain_s, stop)
         if app is not None:
             await app.aclose()
         await quotas.aclose()
@@ -106,15 +113,22 @@ async def serve(loaded: Loaded, listener: socket.socket, line: socket.socket) ->
 
 
 class Stop:
-    """Why to stop: SIGTERM, or a supervisor that is gone. Being asked again breaks off what still drains."""
+    """Why to stop, and how: SIGTERM, an order of the supervisor, or a supervisor that is gone.
 
-    def __init__(self, line: socket.socket) -> None:
+    Being asked again breaks off what still drains. `making_room` is an order to go on answering, that nothing is taken;
+    `successor` takes over connections.
+    """
+
+    def __init__(self, line: socket.socket, grace_s: float) -> None:
         self.asked = asyncio.Event()
         self.draining: asyncio.Task[None] | None = None
+        self.making_room = False
+        self.successor: Sender | None = None
         self._line = line
+        self._grace_s = grace_s
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ask)
-        loop.add_reader(line.fileno(), self._orphaned)
+        loop.add_reader(line.fileno(), self._listen)
 
     async def unless(self, task: "asyncio.Task[App]") -> App | None:
         """Await a task, but not beyond being asked to stop: a model that loads on its thread ends with the process."""
@@ -131,19 +145,47 @@ class Stop:
             self.draining.cancel()
         self.asked.set()
 
-    def _orphaned(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._line.fileno())
-        say("the supervisor is gone; draining")
-        self._ask()
+    def _listen(self) -> None:
+        """Take an order of the supervisor, or notice that it is gone."""
+        try:
+            order, descriptors, _, _ = socket.recv_fds(self._line, 1, 1)
+        except ConnectionResetError:
+            order, descriptors = b"", []
+        if order == HAND_OVER and descriptors:
+            self.successor = Sender(socket.socket(fileno=descriptors[0]))
+            self.asked.set()
+        elif order == MAKE_ROOM:
+            self.making_room = True
+            self.asked.set()
+        elif not order:
+            asyncio.get_running_loop().remove_reader(self._line.fileno())
+            say("the supervisor is gone; draining")
+            # Nobody is left to kill us if we hang: then the system's own clock does.
+            signal.setitimer(signal.ITIMER_REAL, self._grace_s + PAST_GRACE_S)
+            if self.draining is None:
+                self._ask()
 
 
-async def drain(server: Server, grace_s: float, stop: Stop) -> None:
-    """Let running requests finish within the grace, or until asked to stop again."""
-    stop.draining = asyncio.ensure_future(server.drain(grace_s))
+async def drain(server: Server, app: App | None, grace_s: float, stop: Stop) -> None:
+    """Let running requests finish within the grace, or until asked to stop again.
+
+    Who is relieved still takes what comes in on the connections that it has: nothing is refused.
+    """
+    break_off = None
+    if app is not None:
+        break_off = app.break_off
+        if stop.successor is None:
+            app.drain()
+    stop.draining = asyncio.ensure_future(
+        server.drain(grace_s, accepting=stop.making_room, successor=stop.successor, break_off=break_off)
+    )
     try:
         await stop.draining
     except asyncio.CancelledError:
         await server.drain(0.0)
+    finally:
+        if stop.successor is not None:
+            stop.successor.close()
 
 
 async def still_loading(request: HttpRequest, responder: Responder) -> None:
@@ -180,6 +222,15 @@ def quota_store(loaded: Loaded, metrics: Metrics) -> QuotaStore:
     quotas = QuotaStore(config, loaded.secrets, say=say, ca_file=ca_file)
     metrics.quota.store = quotas.state
     return quotas
+
+
+def watch_docket(docket: Docket, metrics: Metrics) -> None:
+    """Report the deaths of workers so far, and what is held against requests for them."""
+    metrics.watch("worker_deaths", "Workers that died since the supervisor started.", lambda: docket.deaths)
+    metrics.watch(
+        "requests_quarantined", "Requests that are refused for two deaths.", lambda: docket.count(Verdict.QUARANTINED)
+    )
+    metrics.watch("requests_suspected", "Requests that are tried one at a time.", lambda: docket.count(Verdict.SUSPECT))
 
 
 def open_access_log(target: LogTarget, loaded: Loaded) -> AccessLog | None:

@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
             self._refuse(Refused(503, "too_many_connections", "Too many connections are open."))
             self._transport.close()  # without lingering, which would hold the very room that is missing
             return
-        self._start_clock(Clock.HEAD, limits.head_s)
+        self._start_clock(Clock.HEAD, limits.linger_s if self._server.draining else limits.head_s)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; they begin a request unless an answer is under way."""
@@ -191,6 +191,19 @@ class Connection(asyncio.Protocol):
 
     # What the server calls
 
+    @property
+    def descriptor(self) -> int:
+        """The socket, where another process could take it over: between two requests, everything written; else -1."""
+        between = self._clock is Clock.IDLE or (self._clock is Clock.HEAD and not self._reader.buffered)
+        if not between or self.ending or self._unsent or self._transport.get_write_buffer_size():
+            return -1
+        return int(self._transport.get_extra_info("socket").fileno())
+
+    def release(self) -> None:
+        """Let go of a socket that another process has taken over; the connection itself goes on there."""
+        self.ending = True
+        self._transport.abort()  # closes our descriptor; nothing is sent, as it is not the last one
+
     def retire(self) -> None:
         """Close if kept idle; a request under way will be the last, a new connection may still send its only one."""
         if self._clock is Clock.IDLE:
@@ -259,7 +272,7 @@ class Connection(asyncio.Protocol):
 
     def _await_request(self) -> None:
         """Wait for the first byte of another request."""
-        if self._server.draining:
+        if self._server.draining and not self._server.relieved:
             self._close()
         else:
             self._start_clock(Clock.IDLE, self._server.limits.idle_s)

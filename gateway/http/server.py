@@ -3,11 +3,16 @@
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 
 from gateway.http.connection import Connection
+from gateway.http.handover import AT_ONCE, Sender
 from gateway.http.limits import ServerLimits
 from gateway.http.message import Application
 from gateway.http.outbox import Outbox
+
+SWEEP_S = 0.02  # between two looks for connections that can be handed over
+LAST_WORDS_S = 0.5  # for running requests to tell their callers that they are broken off
 
 
 class Server:
@@ -26,6 +31,9 @@ class Server:
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
         self._changed: asyncio.Event = asyncio.Event()  # a connection or a task has ended while draining
+        self._successor: Sender | None = None
+        self._outbox: Outbox | None = None
+        self._adopting: set[asyncio.Task[object]] = set()
 
     @property
     def connections(self) -> int:
@@ -37,13 +45,17 @@ class Server:
         """How many requests are under way."""
         return len(self.tasks)
 
+    @property
+    def relieved(self) -> bool:
+        """Whether another process takes over connections that wait for their next request."""
+        return self._successor is not None and not self._successor.gone
+
     async def start(self, sock: socket.socket) -> None:
         """Accept on a bound socket; it is ours from here on. May be called for several."""
         loop = asyncio.get_running_loop()
-        outbox = Outbox(loop)
         self._listeners.append(
             await loop.create_server(
-                lambda: Connection(self, loop, outbox),
+                self._connection,
                 sock=sock,
                 backlog=4096,
                 ssl=self._ssl_context,
@@ -51,29 +63,87 @@ class Server:
             )
         )
 
-    async def drain(self, grace_s: float) -> None:
+    def adopt(self, sock: socket.socket) -> None:
+        """Take over a connection that another process has served so far. Its next request is ours."""
+        sock.setblocking(False)
+        task: asyncio.Task[object] = asyncio.ensure_future(
+            asyncio.get_running_loop().connect_accepted_socket(self._connection, sock)
+        )
+        self._adopting.add(task)
+        task.add_done_callback(self._adopted)
+
+    async def drain(
+        self,
+        grace_s: float,
+        *,
+        accepting: bool = False,
+        successor: Sender | None = None,
+        break_off: Callable[[], None] | None = None,
+    ) -> None:
         """Stop accepting, let running requests finish within `grace_s`, then break off the rest.
 
-        What is broken off is cancelled, and its cleaning up is awaited for a moment.
+        `accepting` goes on to accept, for an application that refuses, until nothing runs. With a `successor`
+        connections are not closed between two requests but handed over. `break_off` has the application end what still
+        runs then with an error of its own; what does not end for that is cancelled, and its cleaning up is awaited for
+        a moment.
         """
         loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
         self.draining = True
+        self._successor = successor
+        if accepting:
+            await self._ended_before(deadline, connections=False)
         for listener in self._listeners:
             listener.close()
-        for connection in tuple(self._connections):
-            connection.retire()
-        deadline = loop.time() + grace_s
-        await self._ended_before(deadline)
-        for task in tuple(self.tasks):
-            task.cancel()
-        for connection in tuple(self._connections):
-            connection.abort()
+        sweeping = None
+        if successor is None:
+            for connection in tuple(self._connections):
+                connection.retire()
+        else:
+            sweeping = asyncio.ensure_future(self._sweep(successor))
+        try:
+            await self._ended_before(deadline)
+            if break_off is not None and self.tasks:
+                break_off()
+                await self._ended_before(loop.time() + LAST_WORDS_S)
+        finally:
+            self._successor = None
+            if sweeping is not None:
+                sweeping.cancel()
+            for task in (*self.tasks, *self._adopting):
+                task.cancel()
+            for connection in tuple(self._connections):
+                connection.abort()
         await self._ended_before(loop.time() + self.limits.linger_s)
 
-    async def _ended_before(self, deadline: float) -> None:
+    def _connection(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        if self._outbox is None:
+            self._outbox = Outbox(loop)
+        return Connection(self, loop, self._outbox)
+
+    def _adopted(self, task: "asyncio.Task[object]") -> None:
+        self._adopting.discard(task)
+        if not task.cancelled():
+            task.exception()  # its client has gone meanwhile: nobody is left to be told
+
+    async def _sweep(self, successor: Sender) -> None:
+        """Hand over every connection that waits for its next request, again and again: others come to do so."""
+        while not successor.gone:
+            waiting = [(connection, connection.descriptor) for connection in self._connections]
+            waiting = [each for each in waiting if each[1] >= 0]
+            for first in range(0, len(waiting), AT_ONCE):
+                some = waiting[first : first + AT_ONCE]
+                if not successor.send([descriptor for _, descriptor in some]):
+                    break
+                for connection, _ in some:
+                    connection.release()
+            await asyncio.sleep(SWEEP_S)
+
+    async def _ended_before(self, deadline: float, *, connections: bool = True) -> None:
         try:
             async with asyncio.timeout_at(deadline):
-                while self._connections or self.tasks:
+                while self.tasks or (connections and self._connections):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

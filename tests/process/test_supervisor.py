@@ -13,12 +13,12 @@ from gateway.supervisor import CANNOT_START, LONGEST_DELAY_S, listen, restart_de
 
 # A worker in a few lines: says what it is told to, answers each connection with its pid, and ends as asked.
 SCRIPT = """
-import os, select, signal, sys
-from gateway.supervisor import READY, Supervisor, listen, say
+import os, select, signal, socket, sys
+from gateway.supervisor import HAND_OVER, MAKE_ROOM, READY, Plan, Supervisor, listen, say
 
-def worker(listener, line):
+def worker(name, post):
     mode = sys.argv[1]
-    if mode == "refuses":
+    if mode == "refuses" or name == "broken":
         return 78
     stopping = [False]
     def stop(*_):
@@ -27,12 +27,22 @@ def worker(listener, line):
         else:
             stopping[0] = True
     signal.signal(signal.SIGTERM, stop)
-    line.send(READY)
-    say(f"worker {os.getpid()} ready")
+    post.line.send(READY)
+    say(f"{name} worker {os.getpid()} ready")
+    listener, line = post.listener, post.line
     while not stopping[0]:
         readable, _, _ = select.select([listener, line], [], [], 0.05)
         if line in readable:
-            say(f"orphan {os.getpid()} leaves")
+            try:
+                order, descriptors, _, _ = socket.recv_fds(line, 1, 1)
+            except ConnectionResetError:  # it went before it read that we are ready
+                order = b""
+            if not order:
+                say(f"orphan {os.getpid()} leaves")
+            elif order == MAKE_ROOM:
+                say(f"{name} worker makes room")
+            else:
+                say(f"{name} worker hands over through {len(descriptors)}")
             return 0
         if listener in readable:
             client, _ = listener.accept()
@@ -40,9 +50,18 @@ def worker(listener, line):
             client.close()
     return 0
 
+names = iter(sys.argv[3:])
+
+def renew():
+    name = next(names)
+    return None if name == "wrong" else plan(name)
+
+def plan(name):
+    return Plan(lambda post: worker(name, post), float(sys.argv[2]), alone=sys.argv[1] == "alone")
+
 listener = listen("127.0.0.1", 0)
 say(f"port {listener.getsockname()[1]}")
-sys.exit(Supervisor(listener, worker, grace_s=float(sys.argv[2])).run())
+sys.exit(Supervisor(listener, plan("first"), renew).run())
 """
 
 
@@ -107,6 +126,92 @@ def test_callers_are_refused_once_it_is_told_to_stop(start) -> None:
 def test_a_worker_leaves_when_its_supervisor_is_gone(start) -> None:
     process = start("-c", SCRIPT, "willing", "30")
     process.expect("ready")
+
+    process.send(signal.SIGKILL)
+
+    process.expect("leaves")
+
+
+def test_a_new_worker_relieves_the_old_one_once_it_is_ready(start) -> None:
+    process = start("-c", SCRIPT, "willing", "30", "second")
+    port = int(process.expect("port").split()[-1])
+    process.expect("first worker")
+    first = ask(port)
+
+    process.send(signal.SIGUSR2)
+    process.expect("second worker")
+    process.expect("has taken over")
+    process.expect("hands over through 1")
+
+    assert ask(port) != first
+
+
+def test_a_wrong_configuration_leaves_the_old_worker_serving(start) -> None:
+    process = start("-c", SCRIPT, "willing", "30", "wrong")
+    port = int(process.expect("port").split()[-1])
+    process.expect("first worker")
+    first = ask(port)
+
+    process.send(signal.SIGUSR2)
+    process.expect("serves on")
+
+    assert ask(port) == first
+
+
+def test_a_new_worker_that_does_not_come_up_leaves_the_old_one_serving(start) -> None:
+    process = start("-c", SCRIPT, "willing", "30", "broken", "third")
+    port = int(process.expect("port").split()[-1])
+    process.expect("first worker")
+    first = ask(port)
+
+    process.send(signal.SIGUSR2)
+    process.expect("with status 78; the one that runs serves on")
+
+    assert ask(port) == first
+
+    process.send(signal.SIGUSR2)
+    process.expect("third worker")
+
+
+def test_where_there_is_no_room_for_two_the_old_worker_drains_first(start) -> None:
+    process = start("-c", SCRIPT, "alone", "30", "second")
+    process.expect("first worker")
+
+    process.send(signal.SIGUSR2)
+
+    process.expect("makes room")
+    process.expect("second worker")
+
+
+def test_where_there_is_no_room_for_two_and_the_new_one_fails_the_old_plan_runs_again(start) -> None:
+    process = start("-c", SCRIPT, "alone", "30", "broken")
+    port = int(process.expect("port").split()[-1])
+    process.expect("first worker")
+
+    process.send(signal.SIGUSR2)
+    process.expect("makes room")
+    process.expect("starting as before")
+    process.expect("first worker")
+
+    assert [ask(port)] == process.children()
+
+
+def test_after_a_relief_the_supervisor_stops_and_is_left_as_before(start) -> None:
+    process = start("-c", SCRIPT, "willing", "30", "second")
+    process.expect("first worker")
+    process.send(signal.SIGUSR2)
+    process.expect("has taken over")
+
+    process.send(signal.SIGTERM)
+
+    assert process.wait() == 0
+
+
+def test_a_relieved_worker_s_successor_leaves_when_the_supervisor_is_gone(start) -> None:
+    process = start("-c", SCRIPT, "willing", "30", "second")
+    process.expect("first worker")
+    process.send(signal.SIGUSR2)
+    process.expect("has taken over")
 
     process.send(signal.SIGKILL)
 
