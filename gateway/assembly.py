@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gateway.app import App, Bounds, build
 from gateway.call import Model, PromptEncoder
-from gateway.config import DEMO, EngineModel, ModelConfig, UpstreamConfig
+from gateway.config import DEMO, Concurrency, EngineModel, ModelConfig, UpstreamConfig
 from gateway.http.client import Client
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
@@ -27,6 +27,15 @@ from gateway.quota_store import QuotaStore, UnfitStore
 from gateway.stages.record import Sink
 from gateway.supervisor import Post
 from gateway.upstreams.http import Clocks, HttpUpstream
+from policies.concurrency import (
+    AimdLimit,
+    AimdTerms,
+    ConcurrencyLimiter,
+    FixedLimit,
+    Gradient2Limit,
+    GradientTerms,
+    Limit,
+)
 
 OWNER = "penstock"
 SWITCH_S = 0.0005  # how long engine and loop may keep the interpreter from each other; Python's 5 ms is a token's time
@@ -165,9 +174,25 @@ def open_upstream(name: str, upstream: UpstreamConfig, loaded: Loaded) -> HttpUp
             between_s=upstream.between_chunks_timeout_s,
             total_s=upstream.total_timeout_s,
         ),
-        slots=upstream.max_concurrency,
+        limiter=limiter_of(upstream.concurrency),
         ask_usage=upstream.ask_usage,
     )
+
+
+def limiter_of(concurrency: Concurrency | None) -> ConcurrencyLimiter | None:
+    """What holds an upstream to so many requests at a time. Raises `ValueError` for numbers that contradict."""
+    if concurrency is None:
+        return None
+    limit: Limit
+    match concurrency.limit:
+        case "fixed":
+            limit = FixedLimit(concurrency.most)
+        case "aimd":
+            sizes = AimdTerms(concurrency.initial, concurrency.least, concurrency.most, slow_s=concurrency.slow_s)
+            limit = AimdLimit(sizes)
+        case "gradient2":
+            limit = Gradient2Limit(GradientTerms(concurrency.initial, concurrency.least, concurrency.most))
+    return ConcurrencyLimiter(limit)
 
 
 def origin_path(url: str) -> str:

@@ -78,6 +78,14 @@ class EngineModel(Schema, frozen=True):
     max_prefill_chunk: Annotated[Count, Meta(description="Tokens of one prompt computed in one step.")] | None = None
     max_waiting: Annotated[Count, Meta(description="Answers that may wait; one more is refused.")] | None = None
     prefix_cache: Annotated[bool, Meta(description="Whether prompts reuse the blocks of earlier ones.")] = True
+    kv_reserve: Annotated[
+        float,
+        Meta(ge=0, le=0.9, description="Share of the KV blocks kept for running answers to grow into."),
+    ] = 0.05
+    max_first_token_s: (
+        Annotated[Seconds, Meta(description="Nobody is let in whose first token is predicted to come later.")] | None
+    ) = None
+    max_step_s: Annotated[Seconds, Meta(description="While a step takes longer, nobody else is let in.")] | None = None
 
 
 class ModelConfig(Schema, frozen=True):
@@ -116,6 +124,24 @@ class TlsConfig(Schema, frozen=True):
     ) = None
 
 
+class Concurrency(Schema, frozen=True):
+    """How many requests an upstream is given at a time: a fixed number, or one that is found out."""
+
+    limit: Annotated[
+        Literal["fixed", "aimd", "gradient2"],
+        Meta(
+            description="`fixed`: `most`. `aimd`: one more a round while all is well, a tenth less when it refuses. "
+            "`gradient2`: less as the first token comes later than usual for prompts of its length."
+        ),
+    ] = "fixed"
+    most: Annotated[int, Meta(ge=1, le=100_000, description="Requests at a time.")] = 200
+    least: Annotated[int, Meta(ge=1, le=100_000, description="What is found out is never less.")] = 4
+    initial: Annotated[int, Meta(ge=1, le=100_000, description="What finding out begins with.")] = 20
+    slow_s: (
+        Annotated[Seconds, Meta(description="For `aimd`: a first token later than this is like a refusal.")] | None
+    ) = None
+
+
 class UpstreamConfig(Schema, frozen=True):
     """An OpenAI-compatible HTTP server."""
 
@@ -126,7 +152,7 @@ class UpstreamConfig(Schema, frozen=True):
     between_chunks_timeout_s: Annotated[Seconds, Meta(description="Silence within an answer.")] = 60.0
     total_timeout_s: Annotated[Seconds, Meta(description="For an attempt as a whole.")] = 600.0
     max_connections: Annotated[int, Meta(ge=1, le=100_000, description="Open connections.")] = 1024
-    max_concurrency: Annotated[int, Meta(ge=1, le=100_000, description="Requests at a time.")] | None = None
+    concurrency: Annotated[Concurrency, Meta(description="Requests at a time; default: not limited.")] | None = None
     ask_usage: Annotated[
         bool, Meta(description="Ask streams for token counts where the caller did not, and keep them from it.")
     ] = False

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cache.redis_address import parse_url
-from gateway.config import DEMO, Config, EngineModel, ModelConfig, StoreConfig, UpstreamConfig
+from gateway.config import DEMO, Concurrency, Config, EngineModel, ModelConfig, StoreConfig, UpstreamConfig
 from gateway.identity.keyring import MAX_KEY_BYTES
 from gateway.policy_files import PolicyPaths
 from gateway.policy_memory import PolicyMemory
@@ -95,6 +95,7 @@ def check(config: Config) -> Iterator[Flaw]:
         yield from _check_model(("models", name), model, config.upstreams)
     for name, upstream in config.upstreams.items():
         yield from _check_url(("upstreams", name, "url"), upstream.url)
+        yield from _check_concurrency(("upstreams", name, "concurrency"), upstream.concurrency)
     yield from _check_store(config.store)
     if config.keys and config.policies:
         yield Flaw(("keys",), "stands beside `policies`; keys are named there, or here in the simplest case, not both")
@@ -106,6 +107,14 @@ def check(config: Config) -> Iterator[Flaw]:
             f"got {config.listen.host!r} with no key; "
             "without `keys` or `policies` only loopback (127.0.0.1, ::1) is allowed",
         )
+
+
+def _check_concurrency(path: tuple[str, ...], concurrency: Concurrency | None) -> Iterator[Flaw]:
+    if concurrency is None or concurrency.limit == "fixed":
+        return
+    least, initial, most = concurrency.least, concurrency.initial, concurrency.most
+    if not least <= initial <= most:
+        yield Flaw(path, f"got {least}, {initial} and {most}, expected least <= initial <= most")
 
 
 def fetch(config: Config, environ: Mapping[str, str], found: dict[Secret, str]) -> Iterator[Flaw]:

@@ -47,9 +47,18 @@ class Limit(Protocol):
     bound: float
 
     def update(
-        self, now: float, started: float, in_flight: int, outcome: Outcome, first_event_s: float, prompt_tokens: int
+        self,
+        now: float,
+        started: float,
+        in_flight: int,
+        outcome: Outcome,
+        first_event_s: float | None,
+        prompt_tokens: int,
     ) -> None:
-        """Learn from an attempt that began at `started`. Outcome is SUCCESS or DROPPED."""
+        """Learn from an attempt that began at `started`. Outcome is SUCCESS or DROPPED.
+
+        `first_event_s` is None where nobody knows it: for what was dropped, and for an answer that came whole.
+        """
         ...
 
 
@@ -64,7 +73,13 @@ class FixedLimit:
         self.bound: float = bound
 
     def update(
-        self, now: float, started: float, in_flight: int, outcome: Outcome, first_event_s: float, prompt_tokens: int
+        self,
+        now: float,
+        started: float,
+        in_flight: int,
+        outcome: Outcome,
+        first_event_s: float | None,
+        prompt_tokens: int,
     ) -> None:
         """Learn nothing."""
 
@@ -95,11 +110,18 @@ class AimdLimit:
         self._cut_at = NEVER
 
     def update(
-        self, now: float, started: float, in_flight: int, outcome: Outcome, first_event_s: float, prompt_tokens: int
+        self,
+        now: float,
+        started: float,
+        in_flight: int,
+        outcome: Outcome,
+        first_event_s: float | None,
+        prompt_tokens: int,
     ) -> None:
         """Cut at a drop, once for all that were in flight; else grow, if the limit is used at all."""
         terms = self.terms
-        if outcome is Outcome.DROPPED or (terms.slow_s is not None and first_event_s > terms.slow_s):
+        slow = terms.slow_s is not None and first_event_s is not None and first_event_s > terms.slow_s
+        if slow or outcome is Outcome.DROPPED:
             if started >= self._cut_at:
                 self.bound = max(self.bound * terms.backoff, terms.least)
                 self._cut_at = now
@@ -159,13 +181,21 @@ class Gradient2Limit:
         self._open_window(NEVER)
 
     def update(
-        self, now: float, started: float, in_flight: int, outcome: Outcome, first_event_s: float, prompt_tokens: int
+        self,
+        now: float,
+        started: float,
+        in_flight: int,
+        outcome: Outcome,
+        first_event_s: float | None,
+        prompt_tokens: int,
     ) -> None:
         """Follow the gradient at a window's end; a drop is the steepest one, and ends it."""
         if outcome is Outcome.DROPPED:
             if started >= self._changed:
                 self._follow(0.5)
                 self._open_window(now)
+            return
+        if first_event_s is None:
             return
         kind = length_class(prompt_tokens)
         usual = self._long[kind] or first_event_s
@@ -244,11 +274,18 @@ class ConcurrencyLimiter:
         return True
 
     def sample(
-        self, now: float, started: float, outcome: Outcome, prompt_tokens: int, first_event_s: float = 0.0
+        self,
+        now: float,
+        started: float,
+        outcome: Outcome,
+        prompt_tokens: int,
+        first_event_s: float | None = None,
     ) -> None:
         """Learn from an attempt, once: SUCCESS when its first event is there, DROPPED when it failed before that.
 
-        To be called while its slot is still taken. IGNORED says nothing, and is not learnt from.
+        To be called while its slot is still taken. IGNORED says nothing, and is not learnt from. An answer that came
+        whole has no first event (None): it tells `AimdLimit` that all is well, and `Gradient2Limit`, which lives on
+        times, nothing.
         """
         if outcome is Outcome.IGNORED:
             return

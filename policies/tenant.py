@@ -4,9 +4,10 @@ A tenant belongs to the policy that it was resolved from. A call keeps the tenan
 reload in the middle of a call changes nothing for it: no call sees a mixture of two policies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from policies.account import Account
 
@@ -14,9 +15,14 @@ from policies.account import Account
 class Priority(StrEnum):
     """Who goes first where there is not room for all."""
 
+    __hash__ = str.__hash__  # an enum's own is written in Python
+
     HIGH = "high"
     NORMAL = "normal"
     LOW = "low"
+
+
+STANDING: Mapping[Priority, int] = MappingProxyType({Priority.HIGH: 1, Priority.NORMAL: 0, Priority.LOW: -1})
 
 
 @dataclass(frozen=True, slots=True)

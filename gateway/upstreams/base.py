@@ -1,22 +1,24 @@
 """What dispatch knows of an upstream."""
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, runtime_checkable
+
+from msgspec import Struct
 
 from gateway.call import Call, Reply, Request
 from gateway.errors import BadRequest
 from policies.outcome import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Struct, frozen=True):
     """An immutable snapshot of what an upstream can still take, read without a lock.
 
-    `slots` is how many more requests may be sent now (None: not limited). The rest is the engine's own knowledge.
+    `slots` is how many more requests may be sent now (None: not limited), `in_flight` how many have not ended. The rest
+    is the engine's own knowledge.
     """
 
     slots: int | None = None
+    in_flight: int = 0
     free_blocks: int | None = None
     waiting_prefill_tokens: int = 0
     step_s: float = 0.0
@@ -53,8 +55,12 @@ class Upstream(Protocol):
         """Say why this upstream can never serve the request (a feature that it lacks); None where it can."""
         ...
 
+    def fits(self, call: Call) -> bool:
+        """Whether there is room for an attempt of this call now."""
+        ...
+
     def lease(self) -> Lease:
-        """Give a slot, occupied once it is entered. Whoever leases has looked at `room` with no await in between."""
+        """Give a slot, occupied once it is entered. Whoever leases has seen it `fits`, with no await in between."""
         ...
 
     async def send(self, call: Call) -> Reply:
@@ -64,7 +70,9 @@ class Upstream(Protocol):
         """
         ...
 
-    def room(self) -> Room: ...
+    def room(self) -> Room:
+        """Tell what stands, for predictions and metrics; whether a call may be sent is for `fits` to say."""
+        ...
 
     async def aclose(self) -> None:
         """Release sockets, threads and memory. Running attempts fail."""

@@ -37,7 +37,7 @@ from engine.errors import (
     TemplateError,
 )
 from engine.load import LoadedModel, LoadOptions, load, model_directory
-from engine.output import GenerateRequest, Output
+from engine.output import EngineStats, GenerateRequest, Output
 from engine.params import SamplingParams
 from engine.sequence import FinishReason as EngineFinish
 from gateway.call import Call, ChatPrompt, Event, FinishReason, Reply, Request, TokenLogprob, Usage
@@ -55,8 +55,10 @@ from gateway.errors import (
 from gateway.prompts import ModelPrompts
 from gateway.upstreams.base import Room
 from gateway.upstreams.supply import Supply
+from policies.engine_limit import EngineLimit, EngineLoad, EngineTerms
+from policies.fairness import FairOrder
 from policies.outcome import Outcome
-from policies.tenant import Priority
+from policies.tenant import STANDING
 
 log = logging.getLogger("gateway")
 
@@ -66,7 +68,6 @@ FINISHES: Mapping[EngineFinish, FinishReason] = {
     EngineFinish.STOP: FinishReason.STOP,
     EngineFinish.LENGTH: FinishReason.LENGTH,
 }
-PRIORITIES: Mapping[Priority, int] = {Priority.HIGH: 1, Priority.NORMAL: 0, Priority.LOW: -1}
 
 
 class CannotLoad(Exception):
@@ -103,12 +104,16 @@ def translate(error: EngineError) -> GatewayError:
 class EngineUpstream:
     """Implements `Upstream` over one loaded model. Starts the engine's thread; lives on the running event loop.
 
-    At most `max_sequences` answers run and `max_waiting` wait; `room` counts what is left of both together.
+    At most `max_sequences` answers run and `max_waiting` wait; `room` counts what is left of both together. Beyond that
+    `limit` decides by what the engine says of itself: a call that does not fit waits with us, where it can still be
+    sent elsewhere, or be told when to come back. The engine serves tenants in the fair order.
     """
 
     takes_ids = True
 
-    def __init__(self, name: str, model: LoadedModel, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self, name: str, model: LoadedModel, config: EngineConfig | None = None, limit: EngineTerms | None = None
+    ) -> None:
         config = config or EngineConfig()
         self.name = name
         self._model = model
@@ -116,7 +121,11 @@ class EngineUpstream:
         # Who arrives waits in the engine's inbox until its next step, also if nothing runs: the inbox must hold all
         # that `room` lets in, or a burst would be refused beside an idle engine.
         self._capacity = config.max_sequences + config.max_waiting
-        self._engine = model.open_engine(self._deliver, replace(config, max_waiting=self._capacity))
+        self._engine = model.open_engine(self._deliver, replace(config, max_waiting=self._capacity), FairOrder())
+        self._block_tokens = self._engine.scheduler.pool.block_size
+        self._limit = EngineLimit(limit)
+        self._told = self._engine.stats
+        self._said = self._load_of(self._told)
         self._occupied = 0  # choices of running answers; a leased slot counts as one until its answer begins
         self._answers: dict[str, _Answer] = {}  # by engine request id
         self._serial = count()
@@ -144,7 +153,7 @@ class EngineUpstream:
             model = await asyncio.to_thread(load, directory or model_directory(settings.path), options)
         except EngineError as error:
             raise CannotLoad(f"model {name}: {error}") from error
-        return cls(name, model, config)
+        return cls(name, model, config, engine_terms(settings))
 
     def refuses(self, request: Request) -> BadRequest | None:
         """What needs a grammar, a prompt's log-probabilities or infilling is not here yet."""
@@ -161,6 +170,11 @@ class EngineUpstream:
         elif prompt.echo and request.sampling.logprobs is not None:
             return BadRequest("'echo' together with 'logprobs' is not supported.", param="echo")
         return None
+
+    def fits(self, call: Call) -> bool:
+        """Whether a place is free, and the limit lets so long a prompt in beside what runs."""
+        occupied = self._occupied
+        return occupied < self._capacity and self._limit.fits(self._load(), call.tokens.input, occupied)
 
     def lease(self) -> "Slot":
         """Give a slot, occupied once it is entered."""
@@ -218,10 +232,29 @@ class EngineUpstream:
         wait_s = stats.waiting_prefill_tokens / stats.prefill_tokens_per_s if stats.prefill_tokens_per_s else None
         return Room(
             slots=max(self._capacity - self._occupied, 0),
+            in_flight=self._occupied,
             free_blocks=stats.free_blocks + stats.cached_blocks,
             waiting_prefill_tokens=stats.waiting_prefill_tokens,
             step_s=stats.step_s,
             predicted_first_token_s=None if wait_s is None else wait_s + stats.step_s,
+        )
+
+    def _load(self) -> EngineLoad:
+        """What the engine said after its latest step."""
+        stats = self._engine.stats
+        if stats is not self._told:
+            self._told, self._said = stats, self._load_of(stats)
+        return self._said
+
+    def _load_of(self, stats: EngineStats) -> EngineLoad:
+        return EngineLoad(
+            step=stats.steps,
+            blocks_free=stats.free_blocks + stats.cached_blocks,
+            blocks_total=stats.total_blocks,
+            block_tokens=self._block_tokens,
+            waiting_prefill_tokens=stats.waiting_prefill_tokens,
+            prefill_tokens_per_s=stats.prefill_tokens_per_s,
+            step_s=stats.step_s,
         )
 
     def stats(self) -> Mapping[str, float]:
@@ -247,13 +280,15 @@ class EngineUpstream:
             prompt_ids,
             self._params(call.request, max_tokens),
             n=call.request.n,
-            priority=PRIORITIES[call.terms.priority],
+            priority=STANDING[call.terms.priority],
             salt=call.tenant.salt,
             order_key=call.tenant.id,
+            weight=call.terms.weight,
             deadline=call.deadline,
             allowance=allowance,
         )
         self._engine.submit(request)
+        self._limit.pledge(self._load(), len(prompt_ids))
         # A slot was leased for the first choice of all; the others are counted here, until the answer is closed.
         self._occupied += request.n - (not answer.num_choices)
         self._answers[request_id] = answer
@@ -514,3 +549,8 @@ def _engine_config(settings: EngineModel) -> EngineConfig:
         max_waiting=settings.max_waiting or default.max_waiting,
         prefix_cache=settings.prefix_cache,
     )
+
+
+def engine_terms(settings: EngineModel) -> EngineTerms:
+    """How much the engine is given at a time, as the operator said."""
+    return EngineTerms(settings.kv_reserve, settings.max_first_token_s, settings.max_step_s)

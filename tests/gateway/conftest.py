@@ -20,6 +20,7 @@ from gateway.metrics import Metrics
 from gateway.record import RequestRecord
 from gateway.upstreams.base import Upstream as GatewayUpstream
 from gateway.upstreams.http import HttpUpstream
+from policies.concurrency import ConcurrencyLimiter, FixedLimit
 from policies.tenant import Tenant
 from tests.rig.limited import KnownTenants
 from tests.rig.upstream import Upstream, scripted_upstream
@@ -40,10 +41,11 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}"
 
 
-def http_upstream(url: str, name: str = "scripted", **settings: object) -> HttpUpstream:
-    """An upstream over a client of its own."""
+def http_upstream(url: str, name: str = "scripted", *, slots: int | None = None, **settings: object) -> HttpUpstream:
+    """An upstream over a client of its own, with so many slots."""
     client = Client(Origin.parse(url), PoolLimits(connections=1000))
-    return HttpUpstream(name, client, "/v1", **settings)  # type: ignore[arg-type]
+    limiter = None if slots is None else ConcurrencyLimiter(FixedLimit(slots))
+    return HttpUpstream(name, client, "/v1", limiter=limiter, **settings)  # type: ignore[arg-type]
 
 
 def model(name: str, *upstreams: GatewayUpstream, **settings: object) -> Model:

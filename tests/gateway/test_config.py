@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cli import main
-from gateway.config import Config
+from gateway.config import Concurrency, Config
 from gateway.loading import Loaded, check, demo, load
 from gateway.settings import describe
 from policies.document import DocumentError, Problem
@@ -35,7 +35,7 @@ upstreams:
     tls: {verify: false}
   second:
     url: http://127.0.0.1:8001
-    max_concurrency: 4
+    concurrency: {most: 4}
 keys:
   alice: env:ALICE
 telemetry:
@@ -62,7 +62,7 @@ def test_a_whole_file_is_read_and_its_secrets_are_fetched(tmp_path: Path) -> Non
 
     assert loaded.config.listen.port == 9000
     assert loaded.config.models["big"].upstreams == ("first", "second")
-    assert loaded.config.upstreams["second"].max_concurrency == 4
+    assert loaded.config.upstreams["second"].concurrency == Concurrency(most=4)
     assert loaded.config.upstreams["second"].between_chunks_timeout_s == 60.0
     assert loaded.secrets == {Secret("env", "FIRST_KEY"): "upstream-secret", Secret("env", "ALICE"): "alice.s3cret"}
     assert loaded.path("certs/ca.pem") == tmp_path / "certs/ca.pem"
@@ -108,6 +108,10 @@ def test_a_configuration_is_frozen(tmp_path: Path) -> None:
         (
             UPSTREAM + "telemetry: {access_log: sdtout}",
             "3:25: telemetry.access_log: got 'sdtout', expected stdout, off or a path with a slash",
+        ),
+        (
+            "models: {m: {upstreams: [a]}}\nupstreams: {a: {url: http://h, concurrency: {limit: aimd, initial: 300}}}",
+            "2:32: upstreams.a.concurrency: got 4, 300 and 200, expected least <= initial <= most",
         ),
         (
             UPSTREAM + "store: {url: http://h}",

@@ -205,3 +205,14 @@ def test_terms_out_of_range_are_refused(wrong: dict[str, int]) -> None:
         GradientTerms(**wrong)
     with pytest.raises(ValueError, match="at least 1"):
         FixedLimit(0)
+
+
+def test_an_answer_that_came_whole_tells_of_no_time() -> None:
+    counted, timed = ConcurrencyLimiter(AimdLimit(AimdTerms(slow_s=1.0))), ConcurrencyLimiter(Gradient2Limit())
+    for limiter in (counted, timed):
+        fill(limiter)
+        for second in range(100):
+            limiter.sample(START + second, START + second, SUCCESS, 100, None)
+
+    assert counted.snapshot().limit > 20
+    assert timed.snapshot().limit == 20
