@@ -23,6 +23,7 @@ from gateway.upstreams.base import Room
 from gateway.upstreams.event_stream import EventStream
 from gateway.upstreams.splice import put_field, put_output_limit, rename_model
 from gateway.upstreams.wire import error_of_status, malformed, peek_at
+from policies.concurrency import ConcurrencyLimiter
 from policies.outcome import Outcome
 
 PATHS = {Operation.CHAT: b"/chat/completions", Operation.COMPLETION: b"/completions"}
@@ -44,7 +45,10 @@ class Clocks:
 
 
 class HttpUpstream:
-    """Sends to one server. `path` is its base URL's, such as `/v1`; `slots` how many requests it takes at a time."""
+    """Sends to one server. `path` is its base URL's, such as `/v1`; `limiter` holds it to so many at a time.
+
+    Without one every request is sent at once.
+    """
 
     takes_ids = False
 
@@ -56,15 +60,15 @@ class HttpUpstream:
         *,
         key: str | None = None,
         clocks: Clocks | None = None,
-        slots: int | None = None,
+        limiter: ConcurrencyLimiter | None = None,
         ask_usage: bool = False,
     ) -> None:
         self.name = name
+        self.limiter = limiter
         self.in_flight = 0
         self._client = client
         self._clocks = clocks or Clocks()
         self._ask_usage = ask_usage
-        self._rooms = [Room(left) for left in range(slots + 1)] if slots is not None else None
         headers = [(b"content-type", b"application/json"), (b"user-agent", b"penstock")]
         if key is not None:
             headers.append((b"authorization", b"Bearer " + key.encode("ascii")))
@@ -88,10 +92,13 @@ class HttpUpstream:
         """Give a slot, occupied once it is entered."""
         return Slot(self)
 
+    def fits(self, call: Call) -> bool:
+        """Whether the limit lets one more go."""
+        return self.limiter is None or self.limiter.free > 0
+
     def room(self) -> Room:
         """Tell how many slots are left."""
-        rooms = self._rooms
-        return UNLIMITED if rooms is None else rooms[max(0, len(rooms) - 1 - self.in_flight)]
+        return Room(None if self.limiter is None else self.limiter.free, self.in_flight)
 
     async def send(self, call: Call) -> Reply:
         """Send the call's body; give the answer at its head. Raises `UpstreamError` or `DeadlineExceeded`."""
@@ -204,9 +211,6 @@ class HttpUpstream:
         raise malformed("it is no event stream")
 
 
-UNLIMITED = Room()
-
-
 class Slot:
     """One of an upstream's slots, occupied."""
 
@@ -218,15 +222,25 @@ class Slot:
     def sample(
         self, now: float, started: float, outcome: Outcome, prompt_tokens: int, first_event_s: float | None
     ) -> None:
-        """Learn nothing: the number of slots is fixed."""
+        """Let the limit learn, if there is one."""
+        limiter = self._upstream.limiter
+        if limiter is not None:
+            limiter.sample(now, started, outcome, prompt_tokens, first_event_s)
 
     def __enter__(self) -> None:
-        self._upstream.in_flight += 1
+        upstream = self._upstream
+        if upstream.limiter is not None:
+            acquired = upstream.limiter.acquire()
+            assert acquired, "whoever leases has seen that there is a slot"
+        upstream.in_flight += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._upstream.in_flight -= 1
+        upstream = self._upstream
+        upstream.in_flight -= 1
+        if upstream.limiter is not None:
+            upstream.limiter.release()
 
 
 def _headers(call: Call) -> list[tuple[bytes, bytes]]:
