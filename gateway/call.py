@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
+from gateway.recovery import Recovery
 from gateway.scope import Scope
 from policies.outcome import Outcome
 from policies.tenant import Tenant, Terms
@@ -237,6 +238,7 @@ class Model:
     max_output: int | None = None
     upstream_model: str | None = None  # what its HTTP upstreams call it, where they call it otherwise
     bytes_per_token: float = BYTES_PER_TOKEN  # of a request's body, where we do not own the tokenizer
+    recovery: Recovery = field(default_factory=Recovery)  # what is done about attempts that fail or are late
     needs_ids: bool = field(init=False)  # whether some upstream takes token ids, so that prompts must be encoded
 
     def __post_init__(self) -> None:
@@ -266,16 +268,31 @@ class Departure(msgspec.Struct, frozen=True, omit_defaults=True):
     completion: int = 0
 
 
+class AttemptKind(StrEnum):
+    """Why an attempt was sent: for the call itself, because another one failed, or because one is late."""
+
+    FIRST = "first"
+    RETRY = "retry"
+    HEDGE = "hedge"
+
+
 class Attempt(msgspec.Struct):
-    """One sending to one upstream. Times are loop seconds. `departure`: its usage is not what we counted."""
+    """One sending to one upstream. Times are loop seconds.
+
+    `departure`: its usage is not what we counted. `refused`: it failed before the upstream began to work on it.
+    `lost`: it was given up, because another attempt of the same call was quicker.
+    """
 
     upstream: str
     started: float
+    kind: AttemptKind = AttemptKind.FIRST
     first_event: float | None = None
     ended: float | None = None
     outcome: Outcome | None = None
     error: str | None = None
     departure: Departure | None = None
+    refused: bool = False
+    lost: bool = False
 
 
 @dataclass(slots=True)

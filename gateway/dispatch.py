@@ -1,43 +1,35 @@
 """Dispatch: the last handler, which sends attempts until one answers.
 
-An attempt is one sending to one upstream. What it holds (the upstream's slot, the running answer) stands on the
-generation's scope and is given back there on every path. Its outcome is decided once, in `classify`, when it ends;
-breaker, retry budget, limits and telemetry read it and never look at the error again.
+What an attempt holds (`gateway/attempt.py`) stands on the generation's scope and is given back there on every path.
+The first goes to the first upstream of the route that has room and whose breaker is closed. Where it fails, the model's
+`Recovery` says whether another one follows, where and when, and its budget whether it is paid for: one budget for
+retries and hedges, at most three attempts a call over all upstreams. Where it is late with its first event, a second
+one may be sent beside it (`gateway/hedging.py`).
 
-An answer is primed: the first event is awaited before the caller sees a status, so that an upstream which accepts and
-then fails still becomes an error with a status of its own.
-
-For now the route is tried in order, and the next upstream only where nothing can have been sent to the one before.
-Retries and fallbacks with their one budget take their place in the loop of `__call__`; hedging starts a second
-`Running` beside the first there and keeps the one that is primed first; a breaker's `allow` stands beside the look at
-the room, and its `record` at `Running.aclose`; a continuation after the first event follows in
-`Running.__anext__`.
+Between the look at room and breaker, the budget, the breaker's pass and the slot there is no await: what was seen is
+what is taken. Nothing is sent again once the caller has seen a first event; a continuation from there would take its
+place in `Running.__anext__`.
 """
 
+import asyncio
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Awaitable, Callable, Sequence
 
-from gateway.call import Attempt, Call, Event, Events, Reply, Single
-from gateway.departure import departure_of
-from gateway.errors import GatewayError, UpstreamError, UpstreamFailure
-from gateway.generation import Generation
+from gateway.attempt import Failed, Running
+from gateway.call import AttemptKind, Call, ChatPrompt, Reply
+from gateway.errors import GatewayError
+from gateway.hedging import Race
+from gateway.recovery import unavailable
 from gateway.stages.admit import refusal
-from gateway.upstreams.base import Lease, Upstream
+from gateway.upstreams.base import Upstream
 from gateway.vacancy import Vacancy, has_room
-from policies.outcome import Outcome
+from policies.hedge import HedgePolicy
+from policies.retry import advice
 
-# Statuses below 500 that speak of the upstream, or of our credentials there, and not of the request.
-NOT_THE_REQUEST = frozenset((401, 403, 407, 408, 425, 429))
-
-
-def classify(error: GatewayError) -> Outcome:
-    """Tell what a failed attempt says about the upstream: nothing, where the request was at fault."""
-    if not isinstance(error, UpstreamError):
-        return Outcome.IGNORED
-    answered = error.answered
-    blameless = answered is not None and 400 <= answered < 500 and answered not in NOT_THE_REQUEST
-    return Outcome.IGNORED if blameless else Outcome.DROPPED
+RETRY_COUNT = b"x-stainless-retry-count"
+MOST_RETRIES = 100  # that a client is believed
+AGAIN = frozenset((408, 409, 429))  # beside those from 500 on: what clients send again by themselves
+NO_RETRY = {"x-should-retry": "false"}
 
 
 class Dispatch:
@@ -46,156 +38,156 @@ class Dispatch:
     Enters each attempt on the generation's scope.
     """
 
-    def __init__(self, vacancy: Vacancy, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._vacancy = vacancy
-        self._clock = clock
-
-    async def __call__(self, call: Call) -> Reply:
-        failed: UpstreamError | None = None
-        for upstream in call.route:
-            if not has_room(upstream):
-                continue
-            attempt = Attempt(upstream.name, self._clock())
-            call.attempts.append(attempt)
-            running = Running(attempt, upstream.lease(), self._vacancy, call.generation, self._clock)
-            call.generation.scope.push(running)
-            try:
-                return await running.begin(upstream, call)
-            except UpstreamError as error:
-                if error.sent:
-                    raise
-                await running.aclose()
-                failed = error
-        if failed is not None:
-            raise failed
-        raise refusal("The gateway is overloaded: no upstream has room.", code="no_room")
-
-
-class Running:
-    """One attempt under way: its slot, its answer and how it ended.
-
-    A context that ends the attempt, and the events of its answer, on which it notes what they say of the generation.
-    Only an answer that came whole keeps its own events: there is nothing left to note or to close.
-    """
-
-    __slots__ = (
-        "_attempt",
-        "_clock",
-        "_compared",
-        "_error",
-        "_events",
-        "_finished",
-        "_first",
-        "_generation",
-        "_lease",
-        "_vacancy",
-    )
-
     def __init__(
         self,
-        attempt: Attempt,
-        lease: Lease,
         vacancy: Vacancy,
-        generation: Generation,
-        clock: Callable[[], float],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._attempt = attempt
-        self._lease = lease
         self._vacancy = vacancy
-        self._generation = generation
         self._clock = clock
-        self._events: Events | None = None
-        self._first: Event | None = None
-        self._compared: Call | None = None  # whose usage, when it is there, is held against what we counted
-        self._error: GatewayError | None = None
-        self._finished = False
-        lease.__enter__()
+        self._sleep = sleep
 
-    async def begin(self, upstream: Upstream, call: Call) -> Reply:
-        """Send, and wait for the first event. Raises what the upstream raised."""
-        if not upstream.takes_ids and call.tokens.exact:
-            self._compared = call
+    async def __call__(self, call: Call) -> Reply:
+        now = self._clock()
+        upstream = self._first_choice(call, now)
+        running = self._start(call, upstream, AttemptKind.FIRST, now)
+        hedges = call.model.recovery.hedges
+        if hedges and (wait_s := self._hedge_after(call, upstream, hedges[upstream], now)) is not None:
+            return await self._race(call, running, hedges[upstream], wait_s)
+        call.generation.scope.push(running)
         try:
-            reply = await upstream.send(call)
-            events = reply.events
-            if type(events) is Single and events.event is not None:  # stays there, to be taken without waiting
-                self._attempt.first_event = self._clock()
-                self._finished = True
-                note(events.event, self._generation)
-                return reply
-            self._events = events
-            self._first = await events.__anext__()
-        except StopAsyncIteration:
-            self._error = UpstreamError("The upstream's answer is empty.", kind=UpstreamFailure.UNFINISHED)
-            raise self._error from None
-        except GatewayError as error:
-            self._error = error
-            raise
-        self._attempt.first_event = self._clock()
-        note(self._first, self._generation)
-        reply.events = self
-        return reply
-
-    def __aiter__(self) -> "Running":
-        return self
-
-    async def __anext__(self) -> Event:
-        event = self._first
-        if event is not None:
-            self._first = None
-            return event
-        events = self._events
-        if events is None:
-            raise StopAsyncIteration
-        try:
-            event = await events.__anext__()
-        except StopAsyncIteration:
-            self._finished = True
-            raise
-        except GatewayError as error:
-            self._error = error
-            raise
-        if event.raw is None or event.usage is not None:
-            note(event, self._generation)
-        return event
-
-    async def aclose(self) -> None:
-        """Close the answer, free the slot, decide the outcome. The second time it does nothing."""
-        attempt = self._attempt
-        if attempt.ended is not None:
-            return
-        attempt.ended = self._clock()
-        if self._error is not None:
-            attempt.outcome = classify(self._error)
-            attempt.error = self._error.kind if isinstance(self._error, UpstreamError) else self._error.label
+            await running.begin()
+        except GatewayError:
+            failed = await running.failed()
         else:
-            attempt.outcome = Outcome.SUCCESS if self._finished else Outcome.IGNORED
-            if self._compared is not None:
-                attempt.departure = departure_of(self._compared)
-        events, self._events = self._events, None
-        try:
-            if events is not None:
-                await events.aclose()
-        finally:
-            self._lease.__exit__(None, None, None)
-            self._vacancy.announce()
+            return running.take()
+        return await self._again(call, [failed])
 
-    async def __aenter__(self) -> "Running":
-        return self
+    def _start(self, call: Call, upstream: Upstream, kind: AttemptKind, now: float) -> Running:
+        return Running(call, upstream, kind, self._vacancy, self._clock, now)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
+    def _first_choice(self, call: Call, now: float) -> Upstream:
+        """Raises `Overloaded`: there is no room, or every breaker is open."""
+        recovery = call.model.recovery
+        wait_s = float("inf")
+        for upstream in call.route:
+            waits_s = recovery.wait_s(upstream, now)
+            if not waits_s and has_room(upstream):
+                return upstream
+            wait_s = min(wait_s, waits_s)
+        if wait_s:
+            raise unavailable(wait_s)
+        raise refusal("The gateway is overloaded: no upstream has room.", code="no_room")
+
+    async def _again(self, call: Call, failed: list[Failed]) -> Reply:
+        """Send more attempts for those that failed, as long as it is allowed and paid for; else raise what was met."""
+        recovery = call.model.recovery
+        by_client = client_retries(call)
+        while True:
+            last, now = failed[-1], self._clock()
+            made = len(call.attempts)
+            upstream = self._next(call, failed, now)
+            elsewhere = upstream is not None and upstream is not last.upstream
+            pause_s = recovery.retry.delay(
+                last.failure, made, call.deadline - now, elsewhere=elsewhere, client_retries=by_client
+            )
+            if upstream is not None and pause_s:
+                await self._sleep(pause_s)
+                now = self._clock()
+                upstream = self._next(call, failed, now)
+                if elsewhere and upstream is last.upstream:  # for which the pause may have been too short
+                    upstream = None
+            left = recovery.retry.attempts_left(made, by_client)
+            if upstream is None or pause_s is None:
+                raise told(last, left, budget_spent=False)
+            if not recovery.budget.withdraw(now):
+                raise told(last, left, budget_spent=True)
+            running = self._start(call, upstream, AttemptKind.RETRY, now)
+            call.generation.scope.push(running)
+            try:
+                await running.begin()
+            except GatewayError:
+                failed.append(await running.failed())
+            else:
+                return running.take()
+
+    def _next(self, call: Call, failed: Sequence[Failed], now: float) -> Upstream | None:
+        """Where to try next: at one that was not tried yet, else at one that failed before, the last one last."""
+        recovery, last = call.model.recovery, failed[-1].upstream
+        again: Upstream | None = None
+        for upstream in call.route:
+            if recovery.wait_s(upstream, now) or not has_room(upstream):
+                continue
+            failures = [each for each in failed if each.upstream is upstream]
+            if not failures:
+                return upstream
+            if upstream is last:
+                again = again or upstream
+            elif all(each.repeatable(now) for each in failures) and again in (None, last):
+                again = upstream
+        return again
+
+    def _hedge_after(self, call: Call, upstream: Upstream, hedge: HedgePolicy, now: float) -> float | None:
+        """How long to wait for the first event before another attempt is sent beside the first; None: for ever.
+
+        Nobody sees when an answer begins that an HTTP upstream sends whole, so that one is never late.
+        """
+        if not (call.request.stream or upstream.takes_ids) or len(call.route) < 2:
+            return None
+        rival = self._rival(call, upstream, now)
+        return hedge.delay(
+            now,
+            call.tokens.input,
+            call.deadline - now,
+            acts=acts(call),
+            predicted_s=upstream.room().predicted_first_token_s,
+            rival_s=None if rival is None else rival.room().predicted_first_token_s,
+        )
+
+    def _rival(self, call: Call, first: Upstream, now: float) -> Upstream | None:
+        """Where a hedge would go: to one that is well and has room."""
+        for upstream in call.route:
+            if upstream is not first and not call.model.recovery.wait_s(upstream, now) and has_room(upstream):
+                return upstream
+        return None
+
+    async def _race(self, call: Call, first: Running, hedge: HedgePolicy, wait_s: float) -> Reply:
+        """Wait for the first event, and from `wait_s` on for that of a second attempt too, if it may be sent."""
+        recovery = call.model.recovery
+        race = Race()
+        call.generation.scope.push(race)
+        race.enter(first)
+        winner = await race.winner(wait_s)
+        if winner is None and race.under_way and recovery.retry.attempts_left(1, client_retries(call)):
+            now = self._clock()
+            rival = self._rival(call, first.upstream, now)
+            if rival is not None and hedge.take() and recovery.budget.withdraw(now):
+                race.enter(self._start(call, rival, AttemptKind.HEDGE, now))
+        if winner is None:
+            winner = await race.winner()
+        if winner is not None:
+            return winner.take()
+        return await self._again(call, race.failed)
 
 
-def note(event: Event, generation: Generation) -> None:
-    """Write down what an event says: usage, token ids and ends of choices."""
-    if event.usage is not None:
-        generation.usage = event.usage
-    if event.token_ids:
-        generation.emitted.setdefault(event.index, []).extend(event.token_ids)
-    if event.finish is not None:
-        generation.finishes[event.index] = event.finish
-        if event.limit is not None:
-            generation.limit = event.limit
+def acts(call: Call) -> bool:
+    """Whether an answer may call tools, which change something: two models would do it twice."""
+    prompt = call.request.prompt
+    return isinstance(prompt, ChatPrompt) and bool(prompt.tools) and prompt.tool_choice != "none"
+
+
+def client_retries(call: Call) -> int:
+    """How often the client says to have sent this before."""
+    count = call.headers.get(RETRY_COUNT, b"")
+    return min(int(count), MOST_RETRIES) if count.isdigit() and len(count) < 5 else 0
+
+
+def told(failed: Failed, attempts_left: int, *, budget_spent: bool) -> GatewayError:
+    """Give the error; tell a client that would send it again not to, where we have done what could be done."""
+    error, failure = failed.error, failed.failure
+    final = failure.should_retry is False or advice(failure, attempts_left, budget_spent=budget_spent) is False
+    if final and (error.status >= 500 or error.status in AGAIN):
+        error.headers = {**error.headers, **NO_RETRY}
+    return error

@@ -188,7 +188,8 @@ class UpstreamError(GatewayError):
     """An attempt failed. `kind` says how; `sent` whether the upstream may have begun to work on it.
 
     `answered` is the status that the upstream gave, if it gave one; `status` replaces the class's own. `body`, where
-    set, is an error in the caller's own format and goes out as it is.
+    set, is an error in the caller's own format and goes out as it is. `retry_after_s` and `should_retry` are what the
+    upstream said of coming again.
     """
 
     status = 502
@@ -206,12 +207,16 @@ class UpstreamError(GatewayError):
         answered: int | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
     ) -> None:
         super().__init__(message, code=code or f"upstream_{kind.value}", headers=headers)
         self.kind = kind
         self.sent = sent
         self.answered = answered
         self.body = body
+        self.retry_after_s = retry_after_s
+        self.should_retry = should_retry
         if status is not None:
             self.status = status
 

@@ -27,6 +27,7 @@ class Generation(Struct):
     emitted: dict[int, list[int]] = field(default_factory=dict)  # dispatch: per choice, the token ids sent so far
     finishes: dict[int, FinishReason] = field(default_factory=dict)  # dispatch: per choice, once it has ended
     counted: int | None = None  # meter: the tokens of a whole answer's text, where the model has a tokenizer
+    lost: int = 0  # dispatch: tokens that attempts brought which lost a race
     limit: str | None = None  # dispatch, or meter where it stopped an upstream: the limit that ended a choice
     reservation: Reservation | None = None  # meter: the tokens promised to it; None where no limit counts tokens
 

@@ -18,24 +18,23 @@ import msgspec
 
 from cache.reservation import Reservation
 from gateway.call import Call, Event, Events, FinishReason, Model, Usage
-from gateway.errors import BadRequest, Overloaded, UpstreamError, UpstreamFailure
 from gateway.quota import num_choices
 from gateway.upstreams.event_stream import DONE, data_of
 from gateway.upstreams.splice import put_field
 from gateway.upstreams.supply import STORE
 
 SHORT_CHARS = 4096  # what the event loop may tokenise in passing
-REFUSALS = frozenset((UpstreamFailure.STATUS, UpstreamFailure.IN_BAND))
 _AFTER_EVENT = re.compile(rb"(?<=\n\n)|(?<=\r\r)|(?<=\n\r\n)")
 
 
-def settlement(call: Call, reservation: Reservation, error: BaseException | None) -> Usage:
+def settlement(call: Call, reservation: Reservation) -> Usage:
     """Tell what a call has used in the end.
 
     Nothing, where no upstream began to work on it: it was never sent, or refused before its first event. Else what the
     upstream says, and without its word what was counted: an answer that broke off is charged its input and what came.
+    However many attempts it took, it is charged once.
     """
-    if not begun(call, error):
+    if not begun(call):
         return Usage()
     usage = call.generation.usage
     if usage is not None:
@@ -44,15 +43,9 @@ def settlement(call: Call, reservation: Reservation, error: BaseException | None
     return Usage(prompt=holder.input, completion=holder.output, cached=holder.cached)
 
 
-def begun(call: Call, error: BaseException | None) -> bool:
-    """Whether some upstream may have begun to work on a call that ended so."""
-    if not call.attempts:
-        return False
-    if call.attempts[-1].first_event is not None:
-        return True
-    if isinstance(error, UpstreamError):
-        return error.sent and error.kind not in REFUSALS
-    return not isinstance(error, BadRequest | Overloaded)  # which is how an engine refuses at its door
+def begun(call: Call) -> bool:
+    """Whether some upstream may have begun to work on a call that has ended."""
+    return any(not attempt.refused for attempt in call.attempts)
 
 
 class Function(msgspec.Struct):

@@ -1,14 +1,22 @@
 """Choose: which upstreams may serve this call, and in which order?"""
 
+import time
+from collections.abc import Callable
+
 from gateway.call import Call, Handler, Reply
+from gateway.recovery import unavailable
 
 
 class Choose:
-    """Refuses with 400 what none of the model's upstreams can do at all. Acquires nothing.
+    """Refuses with 400 what none of the model's upstreams can do at all, with 503 and Retry-After where all fail.
 
     The order is the configuration's; an upstream that lacks what the request needs (a response format, a suffix) is
-    left out, so that another one may serve it.
+    left out, so that another one may serve it, and so is one whose breaker lets nothing through: nobody waits for room
+    there. Acquires nothing.
     """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
         able, first = [], None
@@ -21,5 +29,12 @@ class Choose:
         if not able:
             assert first is not None, "a model without upstreams is not served"
             raise first
+        recovery = call.model.recovery
+        if not recovery.well:
+            now = self._clock()
+            waits = {upstream: recovery.wait_s(upstream, now) for upstream in able}
+            able = [upstream for upstream in able if not waits[upstream]]
+            if not able:
+                raise unavailable(min(waits.values()))
         call.route = tuple(able)
         return await inner(call)

@@ -90,9 +90,10 @@ class Settling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         reservation, quota = self._reservation, self._quota
-        usage = self._call.generation.usage = settlement(self._call, reservation, error)
+        usage = self._call.generation.usage = settlement(self._call, reservation)
         quota.reserved = reservation.holder.input
         if any(rule.output for rule in quota.account.tokens):
             quota.reserved += reservation.granted
             quota.overshoot = max(0, usage.completion - reservation.granted)
-        reservation.usage(input_tokens=usage.prompt, cached_tokens=usage.cached, output_tokens=usage.completion)
+        output = usage.completion + self._call.generation.lost
+        reservation.usage(input_tokens=usage.prompt, cached_tokens=usage.cached, output_tokens=output)

@@ -51,7 +51,8 @@ class Record:
         self._in_flight.in_flight -= 1
         request, attempts = call.request, call.attempts
         status, ending, label = judge(status, error, asked=bool(attempts))
-        first_event = attempts[-1].first_event if attempts else None
+        answers = [attempt for attempt in attempts if not attempt.lost]
+        first_event = answers[-1].first_event if answers else None
         tenant = call.tenant if hasattr(call, "tenant") else None
         tokens = call.tokens if hasattr(call, "tokens") else None
         usage = usage_of(call)
@@ -70,6 +71,7 @@ class Record:
             organisation=None if tenant is None else tenant.organisation,
             team=None if tenant is None else tenant.team,
             key=None if tenant is None else tenant.key,
+            engine=hasattr(call, "model") and call.model.needs_ids,
             stream=request.stream,
             duration_s=duration_s,
             first_event_s=None if first_event is None else first_event - call.received,

@@ -9,10 +9,10 @@ bytes; here events are counted, so that an upstream which trickles bytes, or onl
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from time import monotonic  # the loop's own clock; asking for the loop is a system call up to Python 3.11
-from types import TracebackType
+from time import monotonic, time  # the first is the loop's clock; asking the loop costs a system call up to 3.11
+from types import MappingProxyType, TracebackType
 
 from gateway.call import Call, Event, Operation, Reply, Request, Single
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, UpstreamError, UpstreamFailure, UpstreamTimeout
@@ -25,6 +25,7 @@ from gateway.upstreams.splice import put_field, put_output_limit, rename_model
 from gateway.upstreams.wire import error_of_status, malformed, peek_at
 from policies.concurrency import ConcurrencyLimiter
 from policies.outcome import Outcome
+from policies.retry import told_wait_s
 
 PATHS = {Operation.CHAT: b"/chat/completions", Operation.COMPLETION: b"/completions"}
 FORWARDED = (b"traceparent", b"tracestate", b"baggage", b"openai-beta")
@@ -32,6 +33,7 @@ MAX_ANSWER_BYTES = 64 << 20
 MAX_ERROR_BYTES = 1 << 20
 SETTLE_S = 0.1  # how long the connection of a stream that has ended may take to be at its own end
 EVENT_STREAM = b"text/event-stream"
+SHOULD_RETRY: Mapping[str, bool] = MappingProxyType({"true": True, "false": False})
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,12 @@ class HttpUpstream:
             body = b""
         finally:
             response.close()
-        retry_after = response.header(b"retry-after")
-        return error_of_status(status, body, None if retry_after is None else retry_after.decode("latin-1"))
+        return error_of_status(
+            status,
+            body,
+            retry_after_s=told_wait_s(_text(response, b"retry-after"), _text(response, b"retry-after-ms"), time()),
+            should_retry=SHOULD_RETRY.get(_text(response, b"x-should-retry") or ""),
+        )
 
     async def _read(self, response: Response) -> bytes:
         """Gather a whole answer."""
@@ -250,6 +256,11 @@ def _headers(call: Call) -> list[tuple[bytes, bytes]]:
         if value is not None:
             headers.append((name, value))
     return headers
+
+
+def _text(response: Response, name: bytes) -> str | None:
+    value = response.header(name)
+    return None if value is None else value.decode("latin-1").strip()
 
 
 async def _settle(response: Response) -> None:

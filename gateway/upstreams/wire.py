@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.call import Usage
 from gateway.errors import NO_HEADERS, UpstreamError, UpstreamFailure
+from gateway.recovery import retry_headers
 
 # A key of ours that an upstream refuses is our operator's affair: the caller, whose own key is good, must not be told
 # that it is not.
@@ -91,21 +92,32 @@ class WireFailure(msgspec.Struct):
     detail: Any = None
 
 
-def error_of_status(status: int, body: bytes, retry_after: str | None = None) -> UpstreamError:
+def error_of_status(
+    status: int, body: bytes, *, retry_after_s: float | None = None, should_retry: bool | None = None
+) -> UpstreamError:
     """Make the error of an answer whose status is one.
 
     OpenAI's shape goes through as it is; another JSON keeps its status and its message; what is no JSON (a proxy's
-    page) is a 502 that does not repeat it.
+    page) is a 502 that does not repeat it. When to come again is told on, except where it is between the upstream and
+    us.
     """
-    headers = {"retry-after": retry_after} if retry_after else NO_HEADERS
+    ours = status in OUR_AFFAIR
+    headers = NO_HEADERS if retry_after_s is None or ours else retry_headers(retry_after_s)
     answered = f"The upstream answered with status {status}."
 
     def failed(message: str, shown: int, body: bytes | None = None) -> UpstreamError:
         return UpstreamError(
-            message, kind=UpstreamFailure.STATUS, status=shown, answered=status, body=body, headers=headers
+            message,
+            kind=UpstreamFailure.STATUS,
+            status=shown,
+            answered=status,
+            body=body,
+            headers=headers,
+            retry_after_s=retry_after_s,
+            should_retry=should_retry,
         )
 
-    if status in OUR_AFFAIR:
+    if ours:
         return failed(f"The upstream refused the gateway's credentials (status {status}).", 502)
     try:
         failure = msgspec.json.decode(body, type=WireFailure)

@@ -5,8 +5,9 @@ from contextlib import aclosing
 
 import pytest
 
-from gateway.call import Call, ChatPrompt, Event, FinishReason, Operation, Reply, Request, TokenCount, Usage
-from gateway.dispatch import Dispatch, classify
+from gateway.attempt import failure_of
+from gateway.call import AttemptKind, Event, FinishReason, Reply, Usage
+from gateway.dispatch import Dispatch
 from gateway.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -17,24 +18,13 @@ from gateway.errors import (
     UpstreamFailure,
     UpstreamTimeout,
 )
-from gateway.generation import Generation
-from gateway.scope import Scope
 from gateway.vacancy import Vacancy
 from policies.outcome import Outcome
-from tests.rig.in_process import END, WORDS, InProcess
+from policies.retry import judge
+from tests.rig.in_process import END, WORDS, InProcess, call_to
 
 REFUSED = UpstreamError("refused", kind=UpstreamFailure.CONNECT, sent=False)
 RESET = UpstreamError("reset", kind=UpstreamFailure.RESET)
-
-
-def call_to(*upstreams: InProcess) -> Call:
-    request = Request(Operation.CHAT, "m", ChatPrompt([{"role": "user", "content": "hi"}]))
-    call = Call("id", "/", 0.0, b"{}", {}, request, 1e9, Scope())
-    call.tokens = TokenCount(1, False)
-    call.generation = Generation(1e9)
-    call.scope.push(call.generation.scope)
-    call.route = upstreams
-    return call
 
 
 async def read(reply: Reply) -> list[Event]:
@@ -63,7 +53,7 @@ async def test_the_events_of_an_answer_pass_in_order_and_are_written_down() -> N
 
 async def test_an_error_before_the_first_event_is_raised_and_not_streamed() -> None:
     upstream = InProcess([RESET])
-    call = call_to(upstream)
+    call = call_to(upstream, retries=0)
 
     with pytest.raises(UpstreamError, match="reset"):
         async with call.scope:
@@ -74,7 +64,7 @@ async def test_an_error_before_the_first_event_is_raised_and_not_streamed() -> N
 
 
 async def test_an_answer_without_any_event_is_an_error() -> None:
-    call = call_to(InProcess([]))
+    call = call_to(InProcess([]), retries=0)
 
     with pytest.raises(UpstreamError) as caught:
         async with call.scope:
@@ -111,10 +101,8 @@ async def test_the_next_upstream_is_tried_where_nothing_was_sent() -> None:
     ]
 
 
-@pytest.mark.parametrize("error", [RESET, BadRequest("x"), Overloaded("x")])
-async def test_nothing_is_tried_again_that_may_have_been_begun_or_is_the_requests_own_fault(
-    error: GatewayError,
-) -> None:
+@pytest.mark.parametrize("error", [BadRequest("x"), InternalError("x"), DeadlineExceeded("x")])
+async def test_what_the_request_is_to_blame_for_is_not_sent_again(error: GatewayError) -> None:
     first, second = InProcess(at_send=error), InProcess()
     call = call_to(first, second)
 
@@ -126,14 +114,23 @@ async def test_nothing_is_tried_again_that_may_have_been_begun_or_is_the_request
     assert first.leased == 0
 
 
+async def test_a_full_engine_is_no_reason_not_to_try_another_upstream() -> None:
+    call = call_to(InProcess(at_send=Overloaded("full")), InProcess())
+
+    async with call.scope:
+        await read(await Dispatch(Vacancy())(call))
+
+    assert [each.outcome for each in call.attempts] == [Outcome.IGNORED, Outcome.SUCCESS]
+
+
 async def test_when_all_are_down_the_last_error_is_told() -> None:
-    call = call_to(InProcess(at_send=REFUSED), InProcess(at_send=REFUSED))
+    call = call_to(InProcess(at_send=RESET), InProcess(at_send=REFUSED), retries=1)
 
     with pytest.raises(UpstreamError, match="refused"):
         async with call.scope:
             await Dispatch(Vacancy())(call)
 
-    assert len(call.attempts) == 2
+    assert [attempt.kind for attempt in call.attempts] == [AttemptKind.FIRST, AttemptKind.RETRY]
 
 
 async def test_a_full_upstream_is_passed_by() -> None:
@@ -207,10 +204,24 @@ async def test_a_reader_who_stops_early_leaves_nothing_behind() -> None:
     assert [attempt.outcome for attempt in call.attempts] == [Outcome.IGNORED]
 
 
+async def test_the_lease_learns_of_the_first_event_and_of_what_fails_before_it_and_of_nothing_else() -> None:
+    fails, answers = InProcess(at_send=RESET), InProcess([*WORDS, RESET])
+    call = call_to(fails, answers, InProcess(at_send=BadRequest("x")))
+
+    with pytest.raises(UpstreamError):
+        async with call.scope:
+            await read(await Dispatch(Vacancy())(call))
+
+    assert fails.samples == [(Outcome.DROPPED, None)]
+    ((outcome, first_event_s),) = answers.samples
+    assert (outcome, first_event_s is not None) == (Outcome.SUCCESS, True)
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
         (BadRequest("x"), Outcome.IGNORED),
+        (Overloaded("x"), Outcome.IGNORED),
         (DeadlineExceeded("x"), Outcome.IGNORED),
         (InternalError("x"), Outcome.IGNORED),
         (RESET, Outcome.DROPPED),
@@ -229,4 +240,4 @@ async def test_a_reader_who_stops_early_leaves_nothing_behind() -> None:
     ],
 )
 def test_an_error_says_something_about_the_upstream_or_nothing(error: GatewayError, outcome: Outcome) -> None:
-    assert classify(error) is outcome
+    assert judge(failure_of(error, begun=False)).outcome is outcome

@@ -128,12 +128,12 @@ async def test_headers_of_the_upstream_do_not_come_back(client: httpx.AsyncClien
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_error_status_goes_through_with_its_body(client: httpx.AsyncClient, stream: bool) -> None:
-    script = {"status": 429, "headers": {"retry-after": "7"}}
+    script = {"status": 429, "headers": {"retry-after": "60"}}  # longer than anybody waits here
 
     response = await client.post(CHAT, json=body(stream, script))
 
     assert response.status_code == 429
-    assert response.headers["retry-after"] == "7"
+    assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("60", "60000")
     assert response.json()["error"]["message"] == "scripted failure"
 
 

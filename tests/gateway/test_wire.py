@@ -46,9 +46,14 @@ def test_the_callers_own_deadline_is_told_as_such() -> None:
 
 
 def test_an_error_in_openais_shape_goes_through_byte_for_byte() -> None:
-    error = error_of_status(429, OPENAI, "7")
+    error = error_of_status(429, OPENAI, retry_after_s=7.0)
 
-    assert (error.status, error.answered, error.body, error.headers) == (429, 429, OPENAI, {"retry-after": "7"})
+    assert (error.status, error.answered, error.body, error.headers) == (
+        429,
+        429,
+        OPENAI,
+        {"retry-after": "7", "retry-after-ms": "7000"},
+    )
     assert error_body(error) == OPENAI
 
 

@@ -1,16 +1,33 @@
-"""An upstream without a socket: it answers with the events that it was given, when it is told to."""
+"""An upstream without a socket: it answers with the events that it was given, when it is told to; and calls to it."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from gateway.call import Call, Event, FinishReason, Reply, Request, Usage
+from gateway.call import Call, ChatPrompt, Event, FinishReason, Model, Operation, Reply, Request, TokenCount, Usage
 from gateway.errors import BadRequest, GatewayError
+from gateway.generation import Generation
+from gateway.recovery import Recovery
+from gateway.scope import Scope
 from gateway.upstreams.base import Room
 from policies.outcome import Outcome
+from policies.retry import RetryTerms
 
 WORDS = (Event(text="Hello", token_ids=(1,)), Event(text=" you", token_ids=(2,)))
 END = Event(finish=FinishReason.STOP, usage=Usage(3, 2))
+
+
+def call_to(*upstreams: "InProcess", recovery: Recovery | None = None, retries: int = 2, **fields: object) -> Call:
+    """A call that has come as far as dispatch; `fields` are the request's."""
+    request = Request(Operation.CHAT, "m", ChatPrompt([{"role": "user", "content": "hi"}]), **fields)  # type: ignore[arg-type]
+    call = Call("id", "/", 0.0, b"{}", {}, request, 1e9, Scope())
+    recovery = recovery or Recovery(retry=RetryTerms(max_attempts=1 + retries, base_s=0.0))
+    call.model = Model("m", upstreams, 0, "tests", "fp", recovery=recovery)
+    call.tokens = TokenCount(1, False)
+    call.generation = Generation(1e9)
+    call.scope.push(call.generation.scope)
+    call.route = upstreams
+    return call
 
 
 @dataclass(eq=False)
