@@ -20,7 +20,7 @@ from policies.compile import Source, compile_policy
 from policies.key import kept, new_key
 from policies.policy import Policy
 from tests.cache.conftest import CALM, redis_store_at
-from tests.rig.chat_client import Ask, ChatClient, Told, now_us
+from tests.rig.chat_client import Ask, ChatClient, Told
 from tests.rig.fault_proxy import FaultProxy
 from tests.rig.gateways import Gateway
 from tests.rig.redis_server import RedisServer
@@ -62,8 +62,9 @@ class Crash:
     seed: int
     model: str
     told: list[Told] = field(default_factory=list)
-    died: int = 0  # µs
-    in_hand: int = 0  # reservations that were open when it was dead
+    dead: bool = False
+    in_hand: int = 0  # calls that had tokens promised when it was dead
+    lease_s: float = 0.0  # how long the last lease still ran then
     after_death: dict[str, int] = field(default_factory=dict)
     after_lease: dict[str, int] = field(default_factory=dict)
 
@@ -78,7 +79,7 @@ class Crash:
     @property
     def heard(self) -> int:
         """Tokens of answers, as far as they came."""
-        return sum(max(told.completion, len(told.heard)) for told in self.told)
+        return sum(max(told.completion, told.listed, len(told.heard)) for told in self.told)
 
     @property
     def slices(self) -> int:
@@ -88,9 +89,9 @@ class Crash:
 
 
 def bound(ask: Ask) -> int:
-    """Give what a call holds at most beyond what was heard: a whole answer of an HTTP upstream is reserved whole."""
+    """Give what a call is charged at most beyond what was heard: its slice, and what only its gateway has heard."""
     assert ask.max_tokens is not None
-    return ask.max_tokens if ask.model == "remote" and not ask.stream else GROWN
+    return GROWN if ask.stream else ask.max_tokens
 
 
 def key_of(name: str) -> str:
@@ -111,15 +112,11 @@ async def crash_all(folder: Path, model: Path, redis: RedisServer, crashes: list
     (folder / "policy.yaml").write_text(text)
     policy = compile_policy([Source("policy.yaml", text)], served=("remote", "tiny"))
     turns = asyncio.Semaphore(PARALLEL)
-    with FaultProxy(redis.path) as network:
-        network.add(Latency(2, 2), Direction.UP)
-        network.add(Latency(2, 2), Direction.DOWN)
-        async with scripted_upstream() as upstream, asyncio.TaskGroup() as tasks:
-            for crash in crashes:
-                assert not isinstance(network.place, Path)
-                models = REMOTE if crash.model == "remote" else TINY.format(model=model)
-                config = CONFIG.format(port=network.place[1], lease_s=LEASE_S, models=models, upstream=upstream.url)
-                tasks.create_task(live(crash, folder / crash.name, config, turns, redis, policy))
+    async with scripted_upstream() as upstream, asyncio.TaskGroup() as tasks:
+        for crash in crashes:
+            models = REMOTE if crash.model == "remote" else TINY.format(model=model)
+            config = CONFIG.format(port="{port}", lease_s=LEASE_S, models=models, upstream=upstream.url)
+            tasks.create_task(live(crash, folder / crash.name, config, turns, redis, policy))
     return policy
 
 
@@ -130,22 +127,29 @@ async def live(
     rng = Random(crash.seed)
     store = redis_store_at(redis, CALM)
     async with turns:
-        with started(folder, config) as gateway:
-            await asyncio.to_thread(gateway.wait)
-            async with asyncio.TaskGroup() as calls:
-                for number in range(CALLS):
-                    calls.create_task(call(crash, gateway.port, number, Random(f"{crash.seed}-{number}")))
-                await asyncio.sleep(rng.uniform(0.0, 0.25))
-                if crash.seed % 2:
-                    gateway.crash()
-                else:
-                    gateway.kill()
-                crash.died = now_us()
-        await asyncio.sleep(0.05)  # what was sent arrives behind its sender's death
-        crash.in_hand = await open_reservations(store, crash.name)
+        with FaultProxy(redis.path) as network:
+            network.add(Latency(2, 2), Direction.UP)
+            network.add(Latency(2, 2), Direction.DOWN)
+            assert not isinstance(network.place, Path)
+            with started(folder, config.replace("{port}", str(network.place[1]))) as gateway:
+                await asyncio.to_thread(gateway.wait)
+                async with asyncio.TaskGroup() as calls:
+                    for number in range(CALLS):
+                        calls.create_task(call(crash, gateway.port, number, Random(f"{crash.seed}-{number}")))
+                    await asyncio.sleep(rng.uniform(0.0, 0.25))
+                    if crash.seed % 2:
+                        gateway.crash()
+                    else:
+                        gateway.kill()
+                    crash.dead = True
+            while network.open:  # what was sent arrives behind its sender's death
+                await asyncio.sleep(0.005)
+        ends = await leases(store, crash.name)
+        crash.in_hand = sum(not name.endswith(b":a") for name in ends)  # others only count as a call
         crash.after_death = await charged(store, policy, crash)
-    while redis_now(redis) < crash.died + round(LEASE_S * 1e6) + 100_000:
-        await asyncio.sleep(0.05)
+        crash.lease_s = max((end - redis_now(redis) for end in ends.values()), default=0) / 1e6
+    while redis_now(redis) <= max(ends.values(), default=0):
+        await asyncio.sleep(0.02)
     crash.after_lease = await charged(store, policy, crash)
     await store.aclose()
 
@@ -169,24 +173,25 @@ async def call(crash: Crash, port: int, number: int, rng: Random) -> None:
                 "script": {"words": [" word"] * tokens, "chunk_delay_s": rng.choice((0.0, 0.002, 0.006))}
             }
             if crash.model == "tiny":
-                extra = {"ignore_eos": True}
+                extra = {"ignore_eos": True, "logprobs": True}  # an event may hold several tokens: these count them
             name = f"{crash.name}.{number}.{count}"
             ask = Ask(name, crash.key, crash.model, max_tokens=tokens, stream=rng.random() < 0.8, extra=extra)
             async with asyncio.timeout(60):
                 told = await client.ask(ask)
             crash.told.append(told)
-            if told.ending != "whole":
+            if told.ending != "whole" or crash.dead:
                 return
     finally:
         client.hang_up()
 
 
-async def open_reservations(store: RedisStore, organisation: str) -> int:
-    """Tell how many calls had tokens promised; those that only count as a call bear another name."""
+async def leases(store: RedisStore, organisation: str) -> dict[bytes, int]:
+    """Give the open leases by their names, with their ends in µs."""
     [link] = store.topology.links()
-    names = await link.call("ZRANGE", f"penstock:{{{organisation}}}:leases", 0, -1)
-    assert isinstance(names, list)
-    return sum(isinstance(name, bytes) and not name.endswith(b":a") for name in names)
+    told = await link.call("ZRANGE", f"penstock:{{{organisation}}}:leases", 0, -1, "WITHSCORES")
+    assert isinstance(told, list)
+    words = [word for word in told if isinstance(word, bytes)]
+    return {name: int(end) for name, end in zip(words[::2], words[1::2], strict=True)}
 
 
 async def charged(store: RedisStore, policy: Policy, crash: Crash) -> dict[str, int]:
@@ -202,6 +207,11 @@ def redis_now(redis: RedisServer) -> int:
     return int(seconds) * 1_000_000 + int(micros)
 
 
+def loading(told: Told) -> bool:
+    """Whether the next worker, which the supervisor has started, said that it is not ready yet."""
+    return told.status == 503 and told.error is not None and told.error["code"] == "loading"
+
+
 def check(crashes: list[Crash]) -> None:
     """Hold every crash against what was promised."""
     for crash in crashes:
@@ -210,7 +220,8 @@ def check(crashes: list[Crash]) -> None:
         interrupted = sum(told.ending != "whole" for told in crash.told)
         first, last = crash.after_death, crash.after_lease
         story = f"{crash.name} ({crash.model}): heard {heard}, {crash.in_hand} in hand, {first} and then {last}"
-        assert not [told for told in crash.told if told.status not in (0, 200)], story
+        assert not [told for told in crash.told if told.status not in (0, 200) and not loading(told)], story
+        assert crash.lease_s <= LEASE_S, story
         assert last["concurrency"] == 0, f"a place is lost: {story}"
         assert last["output_tokens/month"] == first["output_tokens/month"], f"paid back, or charged anew: {story}"
         assert last["requests/month"] == first["requests/month"], story
