@@ -71,7 +71,7 @@ class App:
         calls: CallsUnderWay,
     ) -> None:
         self.routes = routes
-        self._calls = calls
+        self.calls = calls
         self._record = record
         self._admit = admit
         self._models = models
@@ -103,7 +103,7 @@ class App:
     def break_off(self) -> None:
         """End running calls too, each with an error that its caller is told."""
         message = "The gateway is shutting down, and the time for running requests is over."
-        self._calls.end_all(Overloaded(message, code="draining", headers={"retry-after": "1"}))
+        self.calls.end_all(Overloaded(message, code="draining", headers={"retry-after": "1"}))
 
     async def aclose(self) -> None:
         """Close every upstream, and end counting and what is asked of issuers. Running attempts fail."""

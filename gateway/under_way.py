@@ -49,6 +49,11 @@ class CallsUnderWay:
     def __init__(self) -> None:
         self._tenants: dict[str, dict[Tracked, None]] = {}
 
+    @property
+    def tenants(self) -> int:
+        """How many tenants have calls under way."""
+        return len(self._tenants)
+
     def enter(self, call: Call) -> Tracked:
         """Take in a call, on the task that it runs on; what is given belongs on its scope."""
         tracked = Tracked(call, self)
