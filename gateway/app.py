@@ -136,9 +136,13 @@ def build(
     ledger = ledger or Ledger(EmbeddedStore())
     readiness = readiness or Readiness()
     calls = CallsUnderWay()
-    vacancy = Vacancy()
+    vacancy = Vacancy(
+        [model.upstreams for model in models.values()], max_waiting=bounds.max_waiting, max_wait_s=bounds.max_wait_s
+    )
+    metrics.watch("requests_waiting", "Requests that wait for room.", lambda: vacancy.num_waiting)
+    metrics.watch("requests_shed", "Requests told at once that they would wait too long.", lambda: vacancy.num_shed)
     record = Record(metrics, sinks)
-    admit = Admit(vacancy, max_waiting=bounds.max_waiting, max_wait_s=bounds.max_wait_s)
+    admit = Admit(vacancy)
     stages: list[Stage] = [
         record,  # outermost: sees every answer, refused ones too; its exit half writes metrics and log
         Authenticate(identity),  # nothing below runs for strangers

@@ -168,7 +168,7 @@ class Running:
                 await events.aclose()
         finally:
             self._lease.__exit__(None, None, None)
-            self._vacancy.announce()
+            self._vacancy.freed(self.upstream, now, now - attempt.started)
 
     def _heard(self, now: float, first_event_s: float | None) -> None:
         """The first event is there; nobody knows when an answer began that came whole."""

@@ -22,7 +22,7 @@ from gateway.hedging import Race
 from gateway.recovery import unavailable
 from gateway.stages.admit import refusal
 from gateway.upstreams.base import Upstream
-from gateway.vacancy import Vacancy, has_room
+from gateway.vacancy import Vacancy
 from policies.hedge import HedgePolicy
 from policies.retry import advice
 
@@ -74,7 +74,7 @@ class Dispatch:
         wait_s = float("inf")
         for upstream in call.route:
             waits_s = recovery.wait_s(upstream, now)
-            if not waits_s and has_room(upstream):
+            if not waits_s and upstream.fits(call):
                 return upstream
             wait_s = min(wait_s, waits_s)
         if wait_s:
@@ -118,7 +118,7 @@ class Dispatch:
         recovery, last = call.model.recovery, failed[-1].upstream
         again: Upstream | None = None
         for upstream in call.route:
-            if recovery.wait_s(upstream, now) or not has_room(upstream):
+            if recovery.wait_s(upstream, now) or not upstream.fits(call):
                 continue
             failures = [each for each in failed if each.upstream is upstream]
             if not failures:
@@ -149,7 +149,7 @@ class Dispatch:
     def _rival(self, call: Call, first: Upstream, now: float) -> Upstream | None:
         """Where a hedge would go: to one that is well and has room."""
         for upstream in call.route:
-            if upstream is not first and not call.model.recovery.wait_s(upstream, now) and has_room(upstream):
+            if upstream is not first and not call.model.recovery.wait_s(upstream, now) and upstream.fits(call):
                 return upstream
         return None
 

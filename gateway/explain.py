@@ -37,7 +37,6 @@ from gateway.scope import Scope
 from gateway.stages.admit import Admit
 from gateway.stages.throttle import Throttle
 from gateway.upstreams.base import Foresees
-from gateway.vacancy import has_room
 from policies.account import Account
 from policies.bucket import Limit
 from policies.holder import Measure, Rule
@@ -153,7 +152,7 @@ class Admission:
 
     async def __call__(self, call: Call) -> Reply:
         self.waits = self._admit.must_wait(call)
-        first = next((upstream for upstream in call.route if has_room(upstream)), call.route[0])
+        first = next((upstream for upstream in call.route if upstream.fits(call)), call.route[0])
         if isinstance(first, Foresees):
             first.foresee(call)
         return Reply(200, {}, Single(Event()))

@@ -97,6 +97,15 @@ class VirtualTokenCounter:
         client.counter += cost / client.weight
         self._last = client
 
+    def pass_by(self, key: str, cost: float, weight: float = 1.0) -> None:
+        """A client's request is let in that never had to wait: `arrive` and `start` in one."""
+        client = self._clients.get(key) or self._welcome(key, weight)
+        client.weight = weight
+        if not client.waiting:
+            client.counter = max(client.counter, self._lift())
+        client.counter += cost / weight
+        self._last = client
+
     def leave(self, key: str) -> None:
         """A client's waiting request goes away unserved."""
         self._clients[key].waiting -= 1

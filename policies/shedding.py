@@ -69,6 +69,11 @@ class Shedder:
         self._hold_s += (hold_s - self._hold_s) * max(self.terms.smoothing, 1.0 / self._num)
         self._freed_at = now
 
+    def had_room(self, now: float) -> None:
+        """There was a free slot: however long nothing has become free by then, nobody has waited for it."""
+        if now > self._freed_at:
+            self._freed_at = now
+
     def predict(self, now: float, ahead: int, slots: int) -> float | None:
         """How long somebody waits who has `ahead` others before it, at `slots` slots that are all taken."""
         if not self._num or not slots:

@@ -122,8 +122,18 @@ class WaitingRoom(Generic[T]):
         rank, line = self._remove(item)
         rank.counters.leave(line.key)
 
+    def pass_by(self, key: str, cost: float, *, priority: int = 0, weight: float = 1.0) -> None:
+        """Let somebody go who never had to wait, and charge the client for the input.
+
+        What it had while there was room for all is no debt: nobody else's counter stands back behind it.
+        """
+        rank = self._ranks.get(priority)
+        if rank is None:
+            rank = self._ranks[priority] = Rank()
+        rank.counters.pass_by(key, cost, weight)
+
     def charge(self, key: str, cost: float, *, priority: int = 0, weight: float = 1.0) -> None:
-        """A client got service: its input, where it never had to wait, and what was produced for it."""
+        """A client got service: what was produced for it."""
         rank = self._ranks.get(priority)
         if rank is None:
             rank = self._ranks[priority] = Rank()

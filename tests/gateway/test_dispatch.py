@@ -21,6 +21,7 @@ from gateway.errors import (
 from gateway.vacancy import Vacancy
 from policies.outcome import Outcome
 from policies.retry import judge
+from policies.tenant import UNLIMITED, Tenant
 from tests.rig.in_process import END, WORDS, InProcess, call_to
 
 REFUSED = UpstreamError("refused", kind=UpstreamFailure.CONNECT, sent=False)
@@ -151,7 +152,9 @@ async def test_where_all_are_full_nothing_is_sent() -> None:
 async def test_a_free_slot_is_announced() -> None:
     vacancy, upstream = Vacancy(), InProcess(slots=1)
     call = call_to(upstream)
-    turn = vacancy.join([upstream])
+    waits = call_to(upstream)
+    waits.tenant, waits.terms = Tenant("t"), UNLIMITED
+    turn = vacancy.queue_of([upstream]).join(waits)
 
     async with call.scope:
         await read(await Dispatch(vacancy)(call))

@@ -17,7 +17,6 @@ from gateway.call import (
 )
 from gateway.errors import (
     BadRequest,
-    DeadlineExceeded,
     GatewayError,
     ModelNotFound,
     Overloaded,
@@ -30,14 +29,12 @@ from gateway.identity.identity import ANYBODY, Identity
 from gateway.identity.keyring import ApiKey, Keyring, tenant_named
 from gateway.record import Ending, RequestRecord
 from gateway.scope import Scope
-from gateway.stages.admit import Admit
 from gateway.stages.authenticate import Authenticate
 from gateway.stages.choose import Choose
 from gateway.stages.generate import Generate
 from gateway.stages.record import Record
 from gateway.stages.resolve import Resolve
-from gateway.vacancy import Vacancy
-from policies.tenant import UNLIMITED, Tenant, Terms
+from policies.tenant import UNLIMITED, Tenant
 from tests.gateway.conftest import model
 from tests.rig.in_process import InProcess
 
@@ -216,150 +213,6 @@ async def test_what_no_upstream_can_is_refused_with_the_first_ones_reason() -> N
 
     with pytest.raises(BadRequest, match="no grammar"):
         await Choose()(asked, answer)
-
-
-# Admit
-
-
-def routed(*upstreams: InProcess, deadline: float = 1e9) -> Call:
-    asked = call()
-    asked.route = upstreams
-    asked.deadline = deadline
-    return asked
-
-
-async def taking(asked: Call) -> Reply:
-    """A last handler that takes a slot and keeps it."""
-    upstream = next(each for each in asked.route if each.room().slots != 0)
-    upstream.lease().__enter__()
-    return await answer(asked)
-
-
-async def test_a_policy_may_let_its_callers_wait_for_less_than_others() -> None:
-    asked = routed(InProcess(slots=0))
-    asked.terms = Terms(UNLIMITED.account, queue_deadline_s=0.01)
-    with pytest.raises(Overloaded, match=r"no room within 0\.01 s"):
-        await Admit(Vacancy())(asked, answer)
-
-
-async def test_nobody_waits_where_there_is_room() -> None:
-    upstream = InProcess(slots=1)
-
-    await Admit(Vacancy(), max_waiting=0)(routed(upstream), taking)
-
-    assert upstream.leased == 1
-
-
-async def test_room_is_passed_on_in_order_of_arrival() -> None:
-    vacancy, upstream, served = Vacancy(), InProcess(slots=0), list[int]()
-    admit = Admit(vacancy)
-
-    async def serve(number: int) -> None:
-        await admit(routed(upstream), taking)
-        served.append(number)
-
-    async with asyncio.TaskGroup() as group:
-        for number in range(5):
-            group.create_task(serve(number))
-            await asyncio.sleep(0)
-        assert vacancy.num_waiting == 5
-        upstream.slots = 5
-        vacancy.announce()
-
-    assert served == [0, 1, 2, 3, 4]
-    assert vacancy.num_waiting == 0
-
-
-async def test_a_newcomer_does_not_overtake_those_who_wait_for_the_same_room() -> None:
-    vacancy, upstream, other = Vacancy(), InProcess(slots=0), InProcess(slots=1)
-    admit, served = Admit(vacancy), list[str]()
-
-    async def serve(name: str, *route: InProcess) -> None:
-        await admit(routed(*route), taking)
-        served.append(name)
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(serve("early", upstream))
-        await asyncio.sleep(0)
-        upstream.slots = 1
-        group.create_task(serve("late", upstream))
-        group.create_task(serve("elsewhere", other))
-        await asyncio.sleep(0)
-        assert served == ["elsewhere"]
-        vacancy.announce()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert served == ["elsewhere", "early"]
-        upstream.slots = 2
-        vacancy.announce()
-
-    assert served == ["elsewhere", "early", "late"]
-
-
-async def test_one_too_many_is_refused_at_once() -> None:
-    vacancy, full = Vacancy(), InProcess(slots=0)
-    admit = Admit(vacancy, max_waiting=1)
-    waiting = asyncio.ensure_future(admit(routed(full), answer))
-    await asyncio.sleep(0)
-
-    with pytest.raises(Overloaded) as caught:
-        await admit(routed(full), answer)
-
-    assert (caught.value.status, caught.value.code) == (503, "queue_full")
-    assert caught.value.headers["retry-after"] == "1"
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    assert vacancy.num_waiting == 0
-
-
-async def test_waiting_ends_with_its_own_bound() -> None:
-    with pytest.raises(Overloaded, match="no room within"):
-        await Admit(Vacancy(), max_wait_s=0.01)(routed(InProcess(slots=0)), answer)
-
-
-async def test_waiting_ends_with_the_deadline() -> None:
-    now = asyncio.get_running_loop().time()
-
-    with pytest.raises(DeadlineExceeded, match="deadline"):
-        await Admit(Vacancy())(routed(InProcess(slots=0), deadline=now + 0.01), answer)
-
-
-async def test_room_that_nobody_announces_is_found_all_the_same() -> None:
-    upstream = InProcess(slots=0)
-    waiting = asyncio.ensure_future(Admit(Vacancy())(routed(upstream), taking))
-    await asyncio.sleep(0)
-    upstream.slots = 1
-
-    await waiting
-
-    assert upstream.leased == 1
-
-
-async def test_draining_refuses_newcomers_and_those_who_wait() -> None:
-    admit = Admit(Vacancy())
-    waiting = asyncio.ensure_future(admit(routed(InProcess(slots=0)), answer))
-    await asyncio.sleep(0)
-    admit.drain()
-
-    for refused in (waiting, admit(routed(InProcess()), answer)):
-        with pytest.raises(Overloaded) as caught:
-            await refused
-        assert caught.value.code == "draining"
-
-
-async def test_a_waiting_caller_who_leaves_hands_the_call_on() -> None:
-    vacancy, upstream = Vacancy(), InProcess(slots=0)
-    admit = Admit(vacancy)
-    first, second = (asyncio.ensure_future(admit(routed(upstream), taking)) for _ in range(2))
-    await asyncio.sleep(0)
-    upstream.slots = 1
-    vacancy.announce()  # calls the first
-    first.cancel()
-
-    await second
-
-    assert first.cancelled()
-    assert upstream.leased == 1
 
 
 # Record
