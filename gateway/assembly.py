@@ -24,9 +24,11 @@ from gateway.loading import Loaded
 from gateway.metrics import Metrics
 from gateway.policy_files import PolicyFiles
 from gateway.quota_store import QuotaStore, UnfitStore
+from gateway.recovery import Recovery
 from gateway.stages.record import Sink
 from gateway.supervisor import Post
 from gateway.upstreams.http import Clocks, HttpUpstream
+from policies.breaker import BreakerTerms
 from policies.concurrency import (
     AimdLimit,
     AimdTerms,
@@ -96,9 +98,10 @@ async def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstre
     if model.tokenizer is not None:
         sys.setswitchinterval(SWITCH_S)
         encoder = await asyncio.to_thread(open_tokenizer, name, loaded.path(model.tokenizer), model.max_context)
+    candidates = tuple(upstreams[each] for each in model.upstreams)
     return Model(
         name,
-        tuple(upstreams[each] for each in model.upstreams),
+        candidates,
         created=int(time.time()),
         owned_by=OWNER,
         fingerprint="fp_" + blake2b(identity.encode(), digest_size=6).hexdigest(),
@@ -107,6 +110,17 @@ async def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstre
         upstream_model=model.upstream_model,
         bytes_per_token=model.bytes_per_token,
         encoder=encoder,
+        recovery=Recovery(
+            candidates,
+            retry=model.retry.terms(),
+            budget=model.retry_budget.terms(),
+            breakers={
+                upstreams[each]: loaded.config.upstreams[each].breaker.terms()
+                for each in model.upstreams
+                if loaded.config.upstreams[each].breaker.enabled
+            },
+            hedge=None if model.hedge is None else model.hedge.terms(),
+        ),
     )
 
 
@@ -144,6 +158,12 @@ async def local(name: str, model: ModelConfig, settings: EngineModel, loaded: Lo
         encoder=upstream.prompts,
         max_context=min(model.max_context or upstream.max_context, upstream.max_context),
         max_output=model.max_output,
+        recovery=Recovery(
+            (upstream,),
+            retry=model.retry.terms(),
+            budget=model.retry_budget.terms(),
+            breakers={upstream: BreakerTerms()},
+        ),
     )
 
 

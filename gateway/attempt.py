@@ -50,6 +50,7 @@ class Running:
         "_breaker",
         "_call",
         "_clock",
+        "_compared",
         "_error",
         "_events",
         "_failed",
@@ -84,6 +85,7 @@ class Running:
         self._error: GatewayError | None = None
         self._failed: Failed | None = None
         self._finished = False
+        self._compared = call.tokens.exact and not upstream.takes_ids  # its usage is held against what we counted
         self._pass = 0
         self._breaker = breaker = call.model.recovery.breakers.get(upstream)
         if breaker is not None:
@@ -111,8 +113,15 @@ class Running:
             self._error = error
             raise
         self._reply = reply
-        self.attempt.first_event = now = self._clock()
-        self._heard(now, None if self._finished else now - self.attempt.started)
+        attempt, call = self.attempt, self._call
+        attempt.first_event = now = self._clock()
+        # Nobody knows when an answer began that came whole.
+        first_event_s = None if self._finished else now - attempt.started
+        self._lease.sample(now, attempt.started, Outcome.SUCCESS, call.tokens.input, first_event_s)
+        if self._breaker is not None and self._breaker.state is not State.CLOSED:  # it may be a probe
+            self._breaker.record(now, self._pass, Outcome.SUCCESS, first_event_s)
+        if first_event_s is not None and call.model.recovery.hedges:
+            call.model.recovery.hedges[self.upstream].observe(now, call.tokens.input, first_event_s)
 
     def take(self) -> Reply:
         """Give the answer that has begun; from now on it is the generation's."""
@@ -161,8 +170,18 @@ class Running:
         if attempt.ended is not None:
             return
         attempt.ended = now = self._clock()
-        self._judge(now)
-        events, self._events = self._events, None
+        if self._finished:
+            attempt.outcome = outcome = Outcome.SUCCESS
+            self._call.model.recovery.budget.deposit(now)
+        else:
+            outcome = self._judge(now)
+        events = self._events
+        if self._breaker is not None:
+            first = attempt.first_event if events is not None else None  # as above
+            self._breaker.record(now, self._pass, outcome, None if first is None else first - attempt.started)
+        if self._compared and self._error is None and not attempt.lost:
+            attempt.departure = departure_of(self._call)
+        self._events = None
         try:
             if events is not None:
                 await events.aclose()
@@ -170,19 +189,10 @@ class Running:
             self._lease.__exit__(None, None, None)
             self._vacancy.freed(self.upstream, now, now - attempt.started)
 
-    def _heard(self, now: float, first_event_s: float | None) -> None:
-        """The first event is there; nobody knows when an answer began that came whole."""
+    def _judge(self, now: float) -> Outcome:
+        """Decide the outcome of an attempt that brought no whole answer, and tell what is told of those alone."""
         attempt, call = self.attempt, self._call
-        self._lease.sample(now, attempt.started, Outcome.SUCCESS, call.tokens.input, first_event_s)
-        if self._breaker is not None and self._breaker.state is not State.CLOSED:  # it may be a probe
-            self._breaker.record(now, self._pass, Outcome.SUCCESS, first_event_s)
-        if first_event_s is not None and call.model.recovery.hedges:
-            call.model.recovery.hedges[self.upstream].observe(now, call.tokens.input, first_event_s)
-
-    def _judge(self, now: float) -> None:
-        attempt, call = self.attempt, self._call
-        recovery = call.model.recovery
-        error = self._error
+        error, hedges = self._error, call.model.recovery.hedges
         if error is not None:
             failure = failure_of(error, begun=attempt.first_event is not None)
             outcome, where = judge(failure)
@@ -192,20 +202,13 @@ class Running:
             attempt.refused = refuses(error) and attempt.first_event is None
             if outcome is Outcome.DROPPED and attempt.first_event is None:
                 self._lease.sample(now, attempt.started, outcome, call.tokens.input, None)
-        elif self._finished:
-            attempt.outcome = outcome = Outcome.SUCCESS
-            recovery.budget.deposit(now)
         else:
             attempt.outcome = outcome = Outcome.IGNORED
             if attempt.lost and attempt.first_event is not None:
                 call.generation.lost += tokens_of(self._first)
-            elif attempt.lost and recovery.hedges:
-                recovery.hedges[self.upstream].observe(now, call.tokens.input, now - attempt.started)
-        if self._breaker is not None:
-            first = None if self._events is None else attempt.first_event
-            self._breaker.record(now, self._pass, outcome, None if first is None else first - attempt.started)
-        if error is None and not attempt.lost and not self.upstream.takes_ids and call.tokens.exact:
-            attempt.departure = departure_of(call)
+            elif attempt.lost and hedges:
+                hedges[self.upstream].observe(now, call.tokens.input, now - attempt.started)
+        return outcome
 
     async def __aenter__(self) -> "Running":
         return self

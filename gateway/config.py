@@ -12,10 +12,15 @@ from msgspec import field as setting
 
 from gateway.call import BYTES_PER_TOKEN
 from gateway.http.limits import ServerLimits
+from policies.breaker import BreakerTerms
+from policies.hedge import HedgeTerms
+from policies.retry import RetryTerms
+from policies.retry_budget import BudgetTerms
 from policies.secret import Secret
 
 DEMO = "demo"  # the model that comes with the engine
 LIMITS = ServerLimits()
+RETRY, BUDGET, HEDGE, BREAKER = RetryTerms(), BudgetTerms(), HedgeTerms(), BreakerTerms()
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -88,6 +93,67 @@ class EngineModel(Schema, frozen=True):
     max_step_s: Annotated[Seconds, Meta(description="While a step takes longer, nobody else is let in.")] | None = None
 
 
+class RetryConfig(Schema, frozen=True):
+    """What follows an attempt that failed before its first event."""
+
+    max_attempts: Annotated[
+        int,
+        Meta(ge=1, le=10, description="Attempts of a request over all upstreams, hedges and its client's included."),
+    ] = RETRY.max_attempts
+    base_s: Annotated[
+        float, Meta(ge=0, le=60, description="The n-th pause is drawn from 0 to this times 2 to the n-1.")
+    ] = RETRY.base_s
+    max_backoff_s: Annotated[float, Meta(ge=0, le=600, description="No pause is longer.")] = RETRY.max_backoff_s
+    max_retry_after_s: Annotated[
+        float, Meta(ge=0, le=600, description="An upstream that asks for more time than this is not asked again.")
+    ] = RETRY.max_retry_after_s
+
+    def terms(self) -> RetryTerms:
+        """Give what the policy is told."""
+        return RetryTerms(self.max_attempts, self.base_s, self.max_backoff_s, self.max_retry_after_s)
+
+
+class RetryBudgetConfig(Schema, frozen=True):
+    """How many attempts more than one the requests of a model may cause together: retries and hedges."""
+
+    ratio: Annotated[float, Meta(ge=0, le=10, description="Extra attempts that each success pays for.")] = BUDGET.ratio
+    floor_per_s: Annotated[
+        float, Meta(ge=0, le=10_000, description="Extra attempts a second that need no success.")
+    ] = BUDGET.floor_per_s
+    ttl_s: Annotated[float, Meta(ge=1, le=60, description="How long a success pays.")] = BUDGET.ttl_s
+
+    def terms(self) -> BudgetTerms:
+        """Give what the policy is told."""
+        return BudgetTerms(self.ratio, self.floor_per_s, self.ttl_s)
+
+
+class HedgeConfig(Schema, frozen=True):
+    """When a second upstream is asked beside one that is late with a stream's first event."""
+
+    quantile: Annotated[
+        float, Meta(gt=0, lt=1, description="Of the first events of prompts of that length, lately.")
+    ] = HEDGE.quantile
+    stretch: Annotated[float, Meta(gt=0, le=100, description="Times the quantile is late.")] = HEDGE.stretch
+    least_s: Annotated[float, Meta(ge=0, le=600, description="Nobody is late before.")] = HEDGE.least_s
+    objective_s: (
+        Annotated[Seconds, Meta(description="A first event that is predicted later than this is not waited for.")]
+        | None
+    ) = None
+    share: Annotated[float, Meta(ge=0, le=1, description="Share of streams that is hedged at most.")] = HEDGE.share
+    burst: Annotated[float, Meta(ge=1, le=10_000, description="Hedges saved up at most.")] = HEDGE.burst
+
+    def terms(self) -> HedgeTerms:
+        """Give what the policy is told."""
+        return HedgeTerms(
+            quantile=self.quantile,
+            stretch=self.stretch,
+            least_s=self.least_s,
+            objective_s=self.objective_s,
+            share=self.share,
+            burst=self.burst,
+        )
+
+
 class ModelConfig(Schema, frozen=True):
     """One served model: either an engine, or upstreams in order of preference."""
 
@@ -113,6 +179,13 @@ class ModelConfig(Schema, frozen=True):
         float,
         Meta(ge=0.5, le=64, description="Without a tokenizer: a prompt's tokens are estimated as its bytes by this."),
     ] = BYTES_PER_TOKEN
+    retry: Annotated[RetryConfig, Meta(description="Further attempts after one that failed.")] = RetryConfig()
+    retry_budget: Annotated[
+        RetryBudgetConfig, Meta(description="What bounds further attempts of all requests together.")
+    ] = RetryBudgetConfig()
+    hedge: (
+        Annotated[HedgeConfig, Meta(description="A second attempt beside one that is late; default: none.")] | None
+    ) = None
 
 
 class TlsConfig(Schema, frozen=True):
@@ -142,6 +215,49 @@ class Concurrency(Schema, frozen=True):
     ) = None
 
 
+class BreakerConfig(Schema, frozen=True):
+    """When an upstream that fails is left alone, separately for each model; single probes find out when it is well."""
+
+    enabled: Annotated[bool, Meta(description="Off sends to an upstream whatever became of it before.")] = True
+    window_s: Annotated[Seconds, Meta(description="How far back attempts count.")] = BREAKER.window_s
+    min_calls: Annotated[Count, Meta(description="Attempts in the window before rates count.")] = BREAKER.min_calls
+    failure_rate: Annotated[float, Meta(gt=0, le=1, description="Share of attempts whose failure opens it.")] = (
+        BREAKER.failure_rate
+    )
+    slow_s: Annotated[Seconds, Meta(description="A first event later than this is slow; default: none is.")] | None = (
+        BREAKER.slow_s
+    )
+    slow_rate: Annotated[float, Meta(gt=0, le=1, description="Share of attempts whose slowness opens it.")] = (
+        BREAKER.slow_rate
+    )
+    consecutive: Annotated[Count, Meta(description="Failures in a row that open it.")] = BREAKER.consecutive
+    open_s: Annotated[Seconds, Meta(description="For how long it opens the first time.")] = BREAKER.open_s
+    max_open_s: Annotated[Seconds, Meta(description="And at most, where probe after probe fails.")] = BREAKER.max_open_s
+    probe_interval_s: Annotated[Seconds, Meta(description="From one probe to the next at least.")] = (
+        BREAKER.probe_interval_s
+    )
+    probes_to_close: Annotated[Count, Meta(description="Probes in a row that must succeed.")] = BREAKER.probes_to_close
+
+    def __post_init__(self) -> None:
+        if self.max_open_s < self.open_s:
+            raise ValueError(f"max_open_s is {self.max_open_s:g}, expected at least open_s, {self.open_s:g}")
+
+    def terms(self) -> BreakerTerms:
+        """Give what the policy is told."""
+        return BreakerTerms(
+            window_s=self.window_s,
+            min_calls=self.min_calls,
+            failure_rate=self.failure_rate,
+            slow_rate=self.slow_rate,
+            slow_s=self.slow_s,
+            consecutive=self.consecutive,
+            open_s=self.open_s,
+            max_open_s=self.max_open_s,
+            probe_interval_s=self.probe_interval_s,
+            probes_to_close=self.probes_to_close,
+        )
+
+
 class UpstreamConfig(Schema, frozen=True):
     """An OpenAI-compatible HTTP server."""
 
@@ -156,6 +272,7 @@ class UpstreamConfig(Schema, frozen=True):
     ask_usage: Annotated[
         bool, Meta(description="Ask streams for token counts where the caller did not, and keep them from it.")
     ] = False
+    breaker: Annotated[BreakerConfig, Meta(description="When it is left alone.")] = BreakerConfig()
     tls: Annotated[TlsConfig, Meta(description="Certificate checks of an https URL.")] = TlsConfig()
 
 

@@ -51,9 +51,12 @@ class Dispatch:
 
     async def __call__(self, call: Call) -> Reply:
         now = self._clock()
-        upstream = self._first_choice(call, now)
-        running = self._start(call, upstream, AttemptKind.FIRST, now)
-        hedges = call.model.recovery.hedges
+        recovery = call.model.recovery
+        upstream = call.route[0]
+        if not upstream.fits(call) or not recovery.well:
+            upstream = self._first_choice(call, now)
+        running = Running(call, upstream, AttemptKind.FIRST, self._vacancy, self._clock, now)
+        hedges = recovery.hedges
         if hedges and (wait_s := self._hedge_after(call, upstream, hedges[upstream], now)) is not None:
             return await self._race(call, running, hedges[upstream], wait_s)
         call.generation.scope.push(running)

@@ -53,7 +53,10 @@ class Recovery:
     @property
     def well(self) -> bool:
         """Whether traffic flows to all upstreams."""
-        return all(breaker.state is State.CLOSED for breaker in self.breakers.values())
+        for breaker in self.breakers.values():  # noqa: SIM110 - every call asks, and a generator is half a microsecond
+            if breaker.state is not State.CLOSED:
+                return False
+        return True
 
 
 def unavailable(wait_s: float) -> Overloaded:

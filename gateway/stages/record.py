@@ -51,8 +51,10 @@ class Record:
         self._in_flight.in_flight -= 1
         request, attempts = call.request, call.attempts
         status, ending, label = judge(status, error, asked=bool(attempts))
-        answers = [attempt for attempt in attempts if not attempt.lost]
-        first_event = answers[-1].first_event if answers else None
+        first_event = None
+        for attempt in attempts:
+            if not attempt.lost:
+                first_event = attempt.first_event
         tenant = call.tenant if hasattr(call, "tenant") else None
         tokens = call.tokens if hasattr(call, "tokens") else None
         usage = usage_of(call)
