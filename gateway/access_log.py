@@ -62,6 +62,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     organisation: str | None = None
     team: str | None = None
     key: str | None = None
+    engine: bool = False
     stream: bool = False
     first_event_ms: float | None = None
     prompt_tokens: int = 0
@@ -185,6 +186,7 @@ def line_of(record: RequestRecord) -> Line:
         organisation=None if record.organisation is None else printable(record.organisation),
         team=None if record.team is None else printable(record.team),
         key=None if record.key is None else printable(record.key),
+        engine=record.engine,
         stream=record.stream,
         first_event_ms=None if first is None else round(first * 1e3, 3),
         prompt_tokens=record.usage.prompt,

@@ -34,6 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_argument("--url", default="http://127.0.0.1:8080", help="the gateway; default: %(default)s")
     explain.add_argument("--key", metavar="env:NAME", help="the caller's key, by reference: env:NAME or file:/path")
     explain.add_argument("--json", action="store_true", help="print the answer as it came")
+    replay = commands.add_parser("replay", help="tell what another policy would have made of a recorded access log")
+    replay.add_argument("log", metavar="LOG", help="an access log; - for stdin")
+    replay.add_argument(
+        "--policy",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="a policy file or folder; several are one policy",
+    )
+    replay.add_argument("--json", action="store_true", help="print the report as JSON")
     keys = commands.add_parser("keys", help="make a key for the policy files")
     new = keys.add_subparsers(dest="keys_command", required=True, metavar="COMMAND").add_parser(
         "new", help="print a new key, once, and the line that the policy file keeps of it"
@@ -54,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from gateway.explain_command import explain as explained
 
             return explained(given.file, given.url, given.key, as_json=given.json)
+        case "replay":
+            from gateway.replay_command import replay as replayed
+
+            return replayed(given.log, given.policy, as_json=given.json)
         case "keys":
             return _new_key(given.id, given.config)
         case "schema":

@@ -69,6 +69,7 @@ class RequestRecord(msgspec.Struct):
     organisation: str | None = None
     team: str | None = None
     key: str | None = None  # the id of the key, or the subject of the token
+    engine: bool = False  # whether the model runs here, so that its tokens are exact and its answers stop at an edge
     stream: bool = False
     duration_s: float = 0.0
     first_event_s: float | None = None  # arrival to the first event
