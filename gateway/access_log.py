@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from gateway.call import Departure, Operation
+from gateway.call import AttemptKind, Departure, Operation
 from gateway.record import Ending, QuotaRecord, RequestRecord
 from policies.outcome import Outcome
 
@@ -29,7 +29,9 @@ class AttemptLine(msgspec.Struct, omit_defaults=True):
     upstream: str
     outcome: Outcome | None
     ms: float | None
+    kind: AttemptKind = AttemptKind.FIRST
     error: str | None = None
+    lost: bool = False
     usage_departure: Departure | None = None
 
 
@@ -205,7 +207,9 @@ def line_of(record: RequestRecord) -> Line:
                 upstream=attempt.upstream,
                 outcome=attempt.outcome,
                 ms=None if attempt.ended is None else round((attempt.ended - attempt.started) * 1e3, 3),
+                kind=attempt.kind,
                 error=attempt.error,
+                lost=attempt.lost,
                 usage_departure=attempt.departure,
             )
             for attempt in record.attempts

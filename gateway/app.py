@@ -28,6 +28,7 @@ from gateway.protocols.dialect import Dialect
 from gateway.protocols.openai_error import error_body, error_event
 from gateway.protocols.resumed import ResumedStream
 from gateway.readiness import Readiness
+from gateway.recovery_metrics import RecoveryNumbers
 from gateway.requests_endpoint import REQUESTS_PATH, RequestsUnderWay
 from gateway.routes import Endpoint, Route, Routes, Visit
 from gateway.stages.admit import Admit
@@ -141,6 +142,7 @@ def build(
     )
     metrics.watch("requests_waiting", "Requests that wait for room.", lambda: vacancy.num_waiting)
     metrics.watch("requests_shed", "Requests told at once that they would wait too long.", lambda: vacancy.num_shed)
+    metrics.watch_families(RecoveryNumbers(models).families)
     record = Record(metrics, sinks)
     admit = Admit(vacancy)
     stages: list[Stage] = [

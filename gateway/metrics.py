@@ -15,6 +15,7 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from gateway.call import AttemptKind
 from gateway.quota_metrics import QuotaNumbers
 from gateway.record import RequestRecord
 
@@ -94,10 +95,12 @@ class Metrics:
         self._errors: dict[str, int] = {}
         self._models: dict[tuple[str, str], ModelNumbers] = {}
         self._attempts: dict[tuple[str, str, str], int] = {}
+        self._extra: dict[tuple[str, str, str], int] = {}  # attempts beyond a request's first
         self._departures: dict[str, int] = {}
         self._engines: dict[str, Callable[[], Mapping[str, float]]] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._counters: dict[str, tuple[str, str, Callable[[], Mapping[str, int]]]] = {}
+        self._families: list[Callable[[], Iterable[Metric]]] = []
         self.quota = QuotaNumbers()
         self._version = version
         self._registry = CollectorRegistry(auto_describe=False)
@@ -128,6 +131,9 @@ class Metrics:
             outcome = attempt.outcome.value if attempt.outcome is not None else "ignored"
             attempted = (attempt.upstream, outcome, attempt.error or "")
             self._attempts[attempted] = self._attempts.get(attempted, 0) + 1
+            if attempt.kind is not AttemptKind.FIRST or attempt.lost:
+                further = (attempt.upstream, attempt.kind.value, "lost" if attempt.lost else outcome)
+                self._extra[further] = self._extra.get(further, 0) + 1
             if attempt.departure is not None:
                 self._departures[attempt.upstream] = self._departures.get(attempt.upstream, 0) + 1
         if not model:
@@ -158,6 +164,10 @@ class Metrics:
         """Report a counter that somebody else keeps, by one label. `name` without the prefix `penstock_`."""
         self._counters[name] = (about, label, read)
 
+    def watch_families(self, read: Callable[[], Iterable[Metric]]) -> None:
+        """Report whole families that somebody else keeps."""
+        self._families.append(read)
+
     def exposition(self) -> bytes:
         """Give everything in Prometheus' text format."""
         self._count_finished()
@@ -178,11 +188,17 @@ class Metrics:
         yield _counter("requests", "Requests by how they ended.", ("model", "operation", "status", "ending"), requests)
         yield _counter("errors", "Error answers by their label.", ("error",), errors)
         yield _counter("attempts", "Sendings to upstreams.", ("upstream", "outcome", "error"), attempts)
+        extra = self._extra.items()
+        yield _counter(
+            "further_attempts", "Retries and hedges, and who lost to one.", ("upstream", "kind", "end"), extra
+        )
         departures = (((upstream,), count) for upstream, count in self._departures.items())
         yield _counter("usage_departures", "Answers whose usage is not what we counted.", ("upstream",), departures)
         yield from self._model_families()
         yield from self._engine_families()
         yield from self.quota.families()
+        for families in self._families:
+            yield from families()
 
     def _model_families(self) -> Iterator[Metric]:
         labels = ("model", "operation")
