@@ -72,7 +72,12 @@ async def assemble(
             models[name] = await proxied(name, model, upstreams, loaded)
         else:
             models[name] = await local(name, model, model.engine, loaded, metrics)
-    bounds = Bounds(config.listen.request_timeout_s, config.admission.max_waiting, config.admission.max_wait_s)
+    bounds = Bounds(
+        config.listen.request_timeout_s,
+        config.admission.max_waiting,
+        config.admission.max_wait_s,
+        config.admission.explained_per_minute,
+    )
     keys = Keyring(ApiKey(tenant, loaded.secrets[secret]) for tenant, secret in config.keys.items())
     in_force = None if policies is None else lambda: policies.current
     identity = Identity(keys, in_force, pepper=loaded.pepper)

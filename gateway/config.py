@@ -296,12 +296,18 @@ class LogTarget:
 
 
 class Admission(Schema, frozen=True):
-    """How requests wait for an upstream that has room."""
+    """How requests wait for an upstream that has room, and how many are only explained."""
 
     max_waiting: Annotated[
         int, Meta(ge=0, le=1_000_000, description="Requests that may wait; one more is answered 503.")
     ] = 256
     max_wait_s: Annotated[Seconds, Meta(description="How long one waits before it is answered 503.")] = 10.0
+    explained_per_minute: Annotated[
+        Count,
+        Meta(
+            description="Requests a minute that a tenant may have explained (`POST /v1/explain`), in each process; else 429."
+        ),
+    ] = 60
 
 
 class StoreConfig(Schema, frozen=True):
