@@ -304,9 +304,7 @@ class Admission(Schema, frozen=True):
     max_wait_s: Annotated[Seconds, Meta(description="How long one waits before it is answered 503.")] = 10.0
     explained_per_minute: Annotated[
         Count,
-        Meta(
-            description="Requests a minute that a tenant may have explained (`POST /v1/explain`), in each process; else 429."
-        ),
+        Meta(description="Requests a minute that a tenant may have explained; one more is answered 429."),
     ] = 60
 
 
