@@ -17,7 +17,7 @@ from tests.rig.chat_client import Ask
 from tests.rig.fault_proxy import FaultProxy
 from tests.rig.gateways import Gateway, gateways
 from tests.rig.redis_server import RedisServer
-from tests.rig.toxics import Direction, Held, Latency
+from tests.rig.toxics import Direction, Held, Latency, LimitData
 from tests.rig.upstream import Upstream, scripted_upstream
 
 MODES = ("strict", "loose", "bare")
@@ -145,6 +145,12 @@ FAULTS = (
         "read-only",
         lambda rig: rig.redis.ask("REPLICAOF", "127.0.0.1", "1"),
         lambda rig: rig.redis.ask("REPLICAOF", "NO", "ONE"),
+    ),
+    Fault(
+        "replies lost",  # each connection is cut in the middle of some reply
+        lambda rig: rig.network.add(LimitData(1500), Direction.DOWN),
+        lambda rig: rig.network.clear(),
+        breaks=False,
     ),
     Fault("scripts flushed", lambda rig: rig.redis.ask("SCRIPT", "FLUSH"), _nothing, breaks=False),
 )
