@@ -125,6 +125,7 @@ async def proxied(name: str, model: ModelConfig, upstreams: dict[str, HttpUpstre
                 if loaded.config.upstreams[each].breaker.enabled
             },
             hedge=None if model.hedge is None else model.hedge.terms(),
+            tools_act=model.hedge is None or model.hedge.tools_act,
         ),
     )
 

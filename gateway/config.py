@@ -141,6 +141,9 @@ class HedgeConfig(Schema, frozen=True):
     ) = None
     share: Annotated[float, Meta(ge=0, le=1, description="Share of streams that is hedged at most.")] = HEDGE.share
     burst: Annotated[float, Meta(ge=1, le=10_000, description="Hedges saved up at most.")] = HEDGE.burst
+    tools_act: Annotated[
+        bool, Meta(description="Tools change something: what may call them is never sent twice at a time.")
+    ] = True
 
     def terms(self) -> HedgeTerms:
         """Give what the policy is told."""

@@ -144,7 +144,7 @@ class Dispatch:
             now,
             call.tokens.input,
             call.deadline - now,
-            acts=acts(call),
+            acts=call.model.recovery.tools_act and may_call_tools(call),
             predicted_s=upstream.room().predicted_first_token_s,
             rival_s=None if rival is None else rival.room().predicted_first_token_s,
         )
@@ -175,8 +175,8 @@ class Dispatch:
         return await self._again(call, race.failed)
 
 
-def acts(call: Call) -> bool:
-    """Whether an answer may call tools, which change something: two models would do it twice."""
+def may_call_tools(call: Call) -> bool:
+    """Whether an answer may call tools."""
     prompt = call.request.prompt
     return isinstance(prompt, ChatPrompt) and bool(prompt.tools) and prompt.tool_choice != "none"
 

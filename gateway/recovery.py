@@ -26,7 +26,7 @@ LONGEST_MS = 120_000  # clients take more for a mistake
 class Recovery:
     """Retries and their budget; a breaker for each upstream that `breakers` names; hedges where there is a rival."""
 
-    __slots__ = ("breakers", "budget", "hedges", "retry")
+    __slots__ = ("breakers", "budget", "hedges", "retry", "tools_act")
 
     def __init__(
         self,
@@ -36,12 +36,14 @@ class Recovery:
         budget: BudgetTerms | None = None,
         breakers: "Mapping[Upstream, BreakerTerms]" = NO_BREAKERS,
         hedge: HedgeTerms | None = None,
+        tools_act: bool = True,
         rng: Random | None = None,
     ) -> None:
         rng = rng or Random()
         self.retry = RetryPolicy(retry, rng=rng)
         self.budget = RetryBudget(budget)
         self.breakers = {upstream: CircuitBreaker(terms, rng=rng) for upstream, terms in breakers.items()}
+        self.tools_act = tools_act  # whether who may call tools changes something by it, so that nobody does it twice
         rivals = hedge is not None and len(upstreams) > 1
         self.hedges = {upstream: HedgePolicy(hedge) for upstream in upstreams} if rivals else {}
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.call import Call, ChatPrompt, Event, FinishReason, Model, Operation, Reply, Request, TokenCount, Usage
 from gateway.errors import BadRequest, GatewayError
@@ -19,7 +20,8 @@ END = Event(finish=FinishReason.STOP, usage=Usage(3, 2))
 
 def call_to(*upstreams: "InProcess", recovery: Recovery | None = None, retries: int = 2, **fields: object) -> Call:
     """A call that has come as far as dispatch; `fields` are the request's."""
-    request = Request(Operation.CHAT, "m", ChatPrompt([{"role": "user", "content": "hi"}]), **fields)  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"prompt": ChatPrompt([{"role": "user", "content": "hi"}])} | fields
+    request = Request(Operation.CHAT, "m", **asked)
     call = Call("id", "/", 0.0, b"{}", {}, request, 1e9, Scope())
     recovery = recovery or Recovery(retry=RetryTerms(max_attempts=1 + retries, base_s=0.0))
     call.model = Model("m", upstreams, 0, "tests", "fp", recovery=recovery)
