@@ -16,6 +16,7 @@ from gateway.app import App
 from gateway.edge import CallEndpoint
 from gateway.endpoints import Exposition, Models, Probe, Tokens
 from gateway.explain import Explain
+from gateway.requests_endpoint import RequestsUnderWay
 from policies.bucket import Limit
 from policies.compile import Source, compile_policy
 from policies.holder import Measure, Rule
@@ -189,7 +190,8 @@ def entrances(app: App) -> list[tuple[str, CallEndpoint]]:
             assert route.method == "POST"
             found.append((route.path, endpoint))
         else:
-            assert isinstance(endpoint, Models | Tokens | Explain | Probe | Exposition), "does it make calls?"
+            silent = Models | Tokens | Explain | RequestsUnderWay | Probe | Exposition
+            assert isinstance(endpoint, silent), "does it make calls?"
     return found
 
 

@@ -18,7 +18,7 @@ from policies.bucket import Kind, Limit
 from policies.holder import Measure, Rule
 from tests.gateway.conftest import model, running
 from tests.gateway.test_meter import Metered, chunks
-from tests.rig.limited import limited
+from tests.rig.limited import Clock, limited
 from tests.rig.upstream import eventually
 from tests.tiny_model import tiny_model_dir
 
@@ -53,7 +53,7 @@ async def metered(engine: EngineUpstream, *rules: Rule, step: int = 16) -> Async
         running(served, tenants={"k": tenant}, ledger=ledger) as gateway,
         httpx.AsyncClient(base_url=gateway.url, headers={"authorization": "Bearer k"}, timeout=60) as client,
     ):
-        yield Metered(gateway, client, ledger, tenant.terms("m").account)
+        yield Metered(gateway, client, ledger, tenant.terms("m").account, Clock())
 
 
 @pytest.mark.parametrize("stream", [False, True])
