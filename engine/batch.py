@@ -68,7 +68,8 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> Seq[Sampled]:
         """Compute every row and sample; one `Sampled` for each row with `samples`, in the batch's order.
 
-        Reads the sequences (`token_ids`, `block_table`, `params`, `num_prompt`, `index`), mutates only the KV blocks.
+        Reads the sequences (`token_ids`, `block_table`, `params`, `num_prompt`, `index`), mutates only the KV blocks of
+        the rows, so that rows can be run again after it raised. Raises `MemoryError` where the device has none left.
         """
         ...
 

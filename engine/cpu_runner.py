@@ -48,6 +48,14 @@ class CpuRunner:
 
     def run(self, batch: Batch) -> list[Sampled]:
         """See `engine.batch.Runner`."""
+        try:
+            return self._run(batch)
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+
+    def _run(self, batch: Batch) -> list[Sampled]:
         # Decodes first and by length, so that those of one attention group stand next to each other.
         rows = sorted(batch.rows, key=_place)
         sampling = [row for row in rows if row.samples]

@@ -9,8 +9,10 @@ may.
 """
 
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,13 +20,14 @@ from typing import Self
 
 from engine.batch import Batch, Runner
 from engine.blocks import BlockPool
+from engine.careful import Careful, Portion
 from engine.config import EngineConfig
 from engine.errors import DuplicateRequest, EngineStopped, InvalidParams, QueueFull
 from engine.meter import Meter
 from engine.order import FirstCome, Order
 from engine.outbox import Outbox
 from engine.output import EngineStats, GenerateRequest, Output
-from engine.scheduler import Progress, Scheduler
+from engine.scheduler import TOO_LATE, Progress, Scheduler
 from engine.sequence import FinishReason, Sequence
 from engine.text.stream import TextStream
 
@@ -45,7 +48,8 @@ class Engine:
 
     `deliver` is called on the engine's thread, at most once a step, with every output of the step, and must not block:
     each choice gets outputs until exactly one with `finish`. `stats` is replaced once a step and read without a lock.
-    A step that fails ends its batch's answers with ERROR; the others go on.
+    Of a step that fails only those answers end with ERROR that make it fail, as far as that can be found out
+    (`engine.careful`). `step_started` is when the step under way began, None between steps: a watchdog looks at it.
     """
 
     def __init__(
@@ -65,11 +69,13 @@ class Engine:
             )
         self.scheduler = Scheduler(config, pool, runner.max_model_len, order or FirstCome(), self._forget)
         self._runner = runner
+        self._careful = Careful(runner, self._forget)
+        self.step_started: float | None = None
         self._config = config
         self._new_text_stream = new_text_stream
         self._deliver = deliver
         self._clock = clock
-        self._meter = Meter()
+        self._meter = Meter(config.max_prefill_chunk)
         self._outbox = Outbox()
         self._tickets: dict[str, Ticket] = {}  # engine thread: requests that the scheduler knows
 
@@ -148,6 +154,12 @@ class Engine:
             self._nudged = True
             self._wake.notify()
 
+    def where(self) -> str:
+        """Tell where the engine's thread is, for an operator who wonders why a step takes so long."""
+        frames = sys._current_frames()
+        frame = None if self._thread is None or self._thread.ident is None else frames.get(self._thread.ident)
+        return "no thread" if frame is None else "".join(traceback.format_stack(frame))
+
     def start(self) -> None:
         """Start the engine's thread."""
         assert self._thread is None, "the engine was started before"
@@ -187,11 +199,19 @@ class Engine:
 
     def step(self) -> None:
         """Drain the inbox, run one batch, hand the outputs over."""
-        started = self._clock()
+        self.step_started = started = self._clock()
+        try:
+            self._step(started)
+        finally:
+            self.step_started = None
+
+    def _step(self, started: float) -> None:
         outputs: list[Output] = []
         self._drain(outputs)
         for sequence in self.scheduler.expire(started):
             self._end(sequence, FinishReason.ERROR, outputs, "deadline")
+        for sequence in self.scheduler.shed(started, self._meter.best_prefill_tokens_per_s):
+            self._end(sequence, FinishReason.ERROR, outputs, TOO_LATE)
         if self.scheduler.rations.limited:
             self._ration(started, outputs)
         batch = self.scheduler.schedule()
@@ -200,7 +220,7 @@ class Engine:
         if outputs:
             self._hand_over(outputs)
         if batch is not None:
-            self._meter.observe(batch, self._clock() - started, model_s)
+            self._meter.observe(batch, self._clock() - started, model_s, self.scheduler.num_preemptions)
 
     def _run(self) -> None:
         """Step until told to stop. An error in here is our own; it ends every request, and the loop goes on."""
@@ -264,23 +284,34 @@ class Engine:
     def _compute(self, batch: Batch, outputs: list[Output]) -> float:
         """Run a batch and collect what it brought; give the seconds that the runner took."""
         started = self._clock()
-        model_s = 0.0
-        try:
-            sampled = self._runner.run(batch)
-            model_s = self._clock() - started
-            for progress in self.scheduler.commit(batch, sampled):
-                self._meter.generated_tokens += progress.num_accepted
-                output = self._outbox.push(progress)
-                if output is not None:
-                    outputs.append(output)
-                    if output.finish is not None:
-                        self._settle(progress.sequence, output.finish)
-        except Exception as error:
-            log.exception("a step of %d rows failed; its answers end", len(batch.rows))
-            for row in batch.rows:
-                if row.sequence in self._outbox:
-                    self._end(row.sequence, FinishReason.ERROR, outputs, f"the step failed: {error!r}")
+        portions = self._careful.run(batch)
+        model_s = self._clock() - started
+        for portion in portions:
+            if portion.error is not None:
+                self._fail(portion.batch, portion.error, outputs)
+                continue
+            try:
+                self._commit(portion, outputs)
+            except Exception as error:  # noqa: BLE001 - logged where the answers end
+                self._fail(portion.batch, error, outputs)
         return model_s
+
+    def _commit(self, portion: Portion, outputs: list[Output]) -> None:
+        for progress in self.scheduler.commit(portion.batch, portion.sampled):
+            self._meter.generated_tokens += progress.num_accepted
+            self._meter.row_errors += progress.error is not None
+            output = self._outbox.push(progress)
+            if output is not None:
+                outputs.append(output)
+                if output.finish is not None:
+                    self._settle(progress.sequence, output.finish)
+
+    def _fail(self, batch: Batch, error: Exception, outputs: list[Output]) -> None:
+        """End the answers of rows that cannot be computed."""
+        log.error("a step failed on %d rows; their answers end", len(batch.rows), exc_info=error)
+        for row in batch.rows:
+            if row.sequence in self._outbox:
+                self._end(row.sequence, FinishReason.ERROR, outputs, f"the step failed: {error!r}")
 
     def _end(self, sequence: Sequence, finish: FinishReason, outputs: list[Output], error: str | None = None) -> None:
         """End an answer from outside the model."""
@@ -345,4 +376,8 @@ class Engine:
             preemptions=scheduler.num_preemptions,
             aborts=meter.aborts,
             step_share_outside_model=meter.share_outside_model,
+            failed_steps=self._careful.failures,
+            memory_shortages=self._careful.shortages,
+            row_errors=meter.row_errors,
+            preemption_storms=meter.storms,
         )

@@ -36,7 +36,8 @@ class Output:
     beginning of a stop string) come with a later output. `logprobs` runs parallel to `token_ids` when asked. On the
     last output `finish` is set and nothing follows. `num_generated` counts every token that was produced so far, a stop
     token and those of a cut stop string included, though neither is among `token_ids`; `stop` is the one that was met.
-    `error` says what went wrong when `finish` is ERROR: "deadline" where that had passed.
+    `error` says what went wrong when `finish` is ERROR: "deadline" where that had passed, "too late" where it would
+    have before the prompt was computed. `num_prompt` is 0 at the end of a sequence that no step was spent on.
 
     A sequence with an allowance has an output for every token, also while all its text is withheld, so that the tokens
     can be counted. `short` marks one without any: the allowance has nothing left, and nothing more comes until it is
@@ -65,6 +66,10 @@ class EngineStats:
     `running` and `waiting` count choices, as do the counters `preemptions` and `aborts`. Counters only grow.
     `parked` of those running produce nothing for now, because their allowance has nothing left.
     `step_share_outside_model` is what schedule, text and hand-over take of a step: 1 - runner / step.
+
+    Counters of what a breaker should know: `failed_steps` raised, `memory_shortages` found no memory, `row_errors` are
+    answers that ended by their own row (logits that were not finite), `preemption_storms` are times when preemptions
+    became as many as steps.
     """
 
     running: int = 0
@@ -83,3 +88,7 @@ class EngineStats:
     preemptions: int = 0
     aborts: int = 0
     step_share_outside_model: float = 0.0
+    failed_steps: int = 0
+    memory_shortages: int = 0
+    row_errors: int = 0
+    preemption_storms: int = 0

@@ -256,6 +256,10 @@ ENGINE_COUNTERS: Mapping[str, str] = MappingProxyType(
         "generated_tokens": "Tokens generated.",
         "preemptions": "Sequences that lost their blocks and were recomputed.",
         "aborts": "Sequences ended from outside.",
+        "failed_steps": "Steps that raised.",
+        "memory_shortages": "Steps that found no memory.",
+        "row_errors": "Answers that ended because their logits were not finite.",
+        "preemption_storms": "Times when preemptions became as many as steps.",
     }
 )
 

@@ -217,9 +217,12 @@ class Life(RuleBasedStateMachine):
         self.runner.fail_on = {data.draw(st.sampled_from(names))}
         steps = len(self.runner.batches)
         self.one_step()
-        for batch in self.runner.batches[steps:]:
-            if any(row.sequence.request_id in self.runner.fail_on for row in batch.rows):
-                self.disturbed |= {row.sequence.request_id for row in batch.rows}
+        for batch in self.runner.batches[steps : steps + 1]:
+            failing = [row for row in batch.rows if row.sequence.request_id in self.runner.fail_on]
+            failed = [row for row in batch.rows if row.sequence.finish is FinishReason.ERROR]
+            assert len(failing) != 1 or failed == failing, "one that fails takes another along"
+            assert all(row in failed for row in failing)
+            self.disturbed |= {row.sequence.request_id for row in failed}
         self.runner.fail_on = set()
 
     def one_step(self) -> None:
@@ -234,21 +237,23 @@ class Life(RuleBasedStateMachine):
 
         rations = self.engine.scheduler.rations
         assert self.calls <= calls + 1
-        assert len(self.runner.batches) <= steps + 1
+        assert len(self.runner.batches) <= steps + 1 or self.runner.fail_on
         assert all(left[sequence.request_id] == 0 for sequence in rations.parked)
         if len(self.runner.batches) == steps:
             self.idle_steps += 1
             assert not self.engine.scheduler.has_work or self.idle_steps < 3, "an engine without work does not sleep"
             return
         self.idle_steps = 0
-        batch = self.runner.batches[-1]
+        batch = self.runner.batches[steps]  # one that fails is run again in parts
         taken: dict[str, int] = {}
+        brought: dict[str, int] = {}
         for row in batch.rows:
-            taken[row.sequence.request_id] = taken.get(row.sequence.request_id, 0) + row.samples
+            name, failed = row.sequence.request_id, row.sequence.finish is FinishReason.ERROR
+            taken[name] = taken.get(name, 0) + row.samples
+            brought[name] = brought.get(name, 0) + (row.samples and not failed)
         for name, most in left.items():
             assert taken.get(name, 0) <= most, "a token past the allowance"
-            if not self.runner.fail_on & taken.keys():
-                self.produced[name] = self.produced.get(name, 0) + taken.get(name, 0)
+            self.produced[name] = self.produced.get(name, 0) + brought.get(name, 0)
             allowance = self.requests[name].allowance
             assert allowance is not None
             assert allowance.used == self.produced.get(name, 0)
