@@ -132,7 +132,9 @@ def reset_us(standing: Standing) -> int:
     limit = standing.limit
     if limit.kind is not Kind.BUCKET:
         return standing.reset_us
-    spent = -(-standing.reset_us * limit.rate // (limit.unit * limit.tick_us))
+    # What flows back by the last tick but one is less than what is spent: counted up to whole tokens, that is it.
+    ticks = -(-standing.reset_us // limit.tick_us)
+    spent = -(-((ticks - 1) * limit.rate + 1) // limit.unit) if ticks else 0
     held = max(0, limit.capacity - standing.free - spent)
     return standing.reset_us + -(-held * limit.unit * limit.tick_us // limit.rate)
 

@@ -3,17 +3,19 @@
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
-from cache.reservation import LimitExceeded
+from cache.reservation import LimitExceeded, Standing
 from gateway.call import Call, ChatPrompt, Operation, Request, TokenCount
-from gateway.limit_headers import MAX_KNOWN, LimitHeaders
+from gateway.limit_headers import MAX_KNOWN, LimitHeaders, reset_us
 from gateway.quota import Quota, level_of
 from gateway.quota_error import go_duration, header_text, refusal
 from gateway.scope import Scope
 from policies.account import Account
-from policies.bucket import Kind, Limit
+from policies.bucket import Kind, Level, Limit
 from policies.holder import Measure, Rule
 from tests.rig.limited import MINUTE_US, Clock, account, at_a_time, output_a_minute, requests_a_minute, tokens_a_minute
 
@@ -203,3 +205,26 @@ async def test_a_budget_is_not_worth_waiting_for() -> None:
 )
 def test_a_limits_name_tells_the_level_of_its_scope(key: str, level: str) -> None:
     assert level_of(key) == level
+
+
+@given(
+    amount=st.integers(1, 5000),
+    period_us=st.sampled_from([1_000_000, 7_000_000, MINUTE_US, HOUR_US]),
+    spent=st.integers(0, 6000),
+    held=st.integers(0, 6000),
+    later_us=st.integers(0, 2_000_000),
+)
+@example(amount=23, period_us=1_000_000, spent=1, held=22, later_us=0)
+def test_a_reset_is_never_told_too_early_and_hardly_too_late(
+    amount: int, period_us: int, spent: int, held: int, later_us: int
+) -> None:
+    limit = Limit.bucket("l", amount, period_us)
+    level, now = Level(limit, 0), later_us
+    level.spent, level.held = spent * limit.unit, held
+    level.advance(now)
+    standing = Standing(limit, level.free(), level.reset_us(now))
+    level.spent, level.held = level.spent + held * limit.unit, 0
+    really = level.reset_us(now)
+
+    token_us = -(-limit.unit * limit.tick_us // limit.rate)
+    assert really <= reset_us(standing) <= really + token_us + limit.tick_us
