@@ -15,7 +15,8 @@ from time import monotonic, time  # the first is the loop's clock; asking the lo
 from types import MappingProxyType, TracebackType
 
 from gateway.call import Call, Event, Operation, Reply, Request, Single
-from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, UpstreamError, UpstreamFailure, UpstreamTimeout
+from gateway.deadline import out_of_time
+from gateway.errors import BadRequest, GatewayError, UpstreamError, UpstreamFailure, UpstreamTimeout
 from gateway.http import errors as transport
 from gateway.http.client import Client, PreparedRequest
 from gateway.http.response import Response, Timeouts
@@ -124,7 +125,7 @@ class HttpUpstream:
                 usage = peek_at(body).usage
                 return Reply(200, {}, Single(Event(body, usage=None if usage is None else usage.to_usage())), raw=True)
         except transport.TransportError as error:
-            raise translate(error, by_caller=deadline < total) from error
+            raise translate(error, call if deadline < total else None) from error
         return Reply(200, {}, self._stream(call, response, deadline < total), raw=True)
 
     async def aclose(self) -> None:
@@ -204,12 +205,15 @@ class HttpUpstream:
                 message = "The upstream ended its answer before the answer was over."
                 raise UpstreamError(message, kind=UpstreamFailure.UNFINISHED)
         except transport.TransportError as error:
-            raise translate(error, by_caller=by_caller) from error
+            raise translate(error, call if by_caller else None) from error
         finally:
             response.close()
 
     async def _expect_stream(self, response: Response) -> None:
         """Raise what came instead of an event stream."""
+        coding = response.header(b"content-encoding")
+        if coding is not None and coding.strip().lower() != b"identity":
+            raise malformed("it is compressed, which nobody asked for")
         kind = response.header(b"content-type") or b""
         if kind.partition(b";")[0].strip().lower() == EVENT_STREAM:
             return
@@ -298,10 +302,13 @@ KINDS: dict[type[transport.TransportError], UpstreamFailure] = {
 LATE = frozenset(kind for kind in UpstreamFailure if kind.value.endswith("timeout"))
 
 
-def translate(error: transport.TransportError, *, by_caller: bool) -> GatewayError:
-    """Turn what the client met into what the caller is told; addresses stay inside."""
-    if by_caller and isinstance(error, transport.DeadlinePassed):
-        return DeadlineExceeded("The request's total deadline ran out.", code="deadline_exceeded")
+def translate(error: transport.TransportError, sooner: Call | None) -> GatewayError:
+    """Turn what the client met into what the caller is told; addresses stay inside.
+
+    `sooner` is the call, where its own deadline comes before the attempt's.
+    """
+    if sooner is not None and isinstance(error, transport.DeadlinePassed):
+        return out_of_time(sooner)
     kind = KINDS[type(error)]
     failed = UpstreamTimeout if kind in LATE else UpstreamError
     return failed(WORDS[kind], kind=kind, sent=error.sent)

@@ -1,8 +1,8 @@
 """A scripted OpenAI-compatible server on a real socket, which does to each request what the request says.
 
-The script rides in the body's `script` field, an extension that the gateway passes through untouched. It speaks
-HTTP/1.1 with bytes of its own, so that it can break every rule of it. What it saw and what became of it stands in
-`seen`.
+The script rides in the body's `script` field, an extension that the gateway passes through untouched; or the server has
+a plan of its own, so that the attempts of one request fare differently. It speaks HTTP/1.1 with bytes of its own, so
+that it can break every rule of it. What it saw and what became of it stands in `seen`.
 """
 
 import asyncio
@@ -66,6 +66,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
+        self.plan: Callable[[int], dict[str, Any]] | None = None  # gives the n-th request's script, from 0
         self.connections: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
@@ -108,7 +109,8 @@ class Upstream:
 
     async def _run(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer, and notice when the client leaves first."""
-        answering = asyncio.ensure_future(Answer(seen, writer).write())
+        script = seen.fields.get("script", {}) if self.plan is None else self.plan(len(self.seen) - 1)
+        answering = asyncio.ensure_future(Answer(seen, writer, Script(**script)).write())
         leaving = asyncio.ensure_future(reader.read(1))  # nobody pipelines
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -128,12 +130,12 @@ class Upstream:
 class Answer:
     """Writes one answer as its script says."""
 
-    def __init__(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, seen: Seen, writer: asyncio.StreamWriter, script: Script) -> None:
         self._writer = writer
         fields = seen.fields
         self._fields = fields
         self._chat = seen.path.endswith("/chat/completions")
-        self._script = script = Script(**fields.get("script", {}))
+        self._script = script
         most = fields.get("max_tokens") if script.obey else None
         self._finish = "stop"
         if most is not None and most < len(script.words):
