@@ -132,11 +132,12 @@ def reset_us(standing: Standing) -> int:
     limit = standing.limit
     if limit.kind is not Kind.BUCKET:
         return standing.reset_us
-    # What flows back by the last tick but one is less than what is spent: counted up to whole tokens, that is it.
+    # So many ticks give back all that is spent, and one less does not: that bounds it, and whole tokens exactly.
     ticks = -(-standing.reset_us // limit.tick_us)
     spent = -(-((ticks - 1) * limit.rate + 1) // limit.unit) if ticks else 0
     held = max(0, limit.capacity - standing.free - spent)
-    return standing.reset_us + -(-held * limit.unit * limit.tick_us // limit.rate)
+    units = min(ticks * limit.rate, spent * limit.unit) + held * limit.unit
+    return standing.reset_us + (-(-units // limit.rate) - ticks) * limit.tick_us
 
 
 def window_s(limit: Limit) -> int | None:

@@ -226,5 +226,4 @@ def test_a_reset_is_never_told_too_early_and_hardly_too_late(
     level.spent, level.held = level.spent + held * limit.unit, 0
     really = level.reset_us(now)
 
-    token_us = -(-limit.unit * limit.tick_us // limit.rate)
-    assert really <= reset_us(standing) <= really + token_us + limit.tick_us
+    assert really <= reset_us(standing) <= really + limit.tick_us
