@@ -89,9 +89,13 @@ class Crash:
 
 
 def bound(ask: Ask) -> int:
-    """Give what a call is charged at most beyond what was heard: its slice, and what only its gateway has heard."""
+    """Give what a call is charged at most beyond what was heard: its slice, and what only its gateway has heard.
+
+    A whole answer is heard at once, and so is a stream whose upstream does not pause.
+    """
     assert ask.max_tokens is not None
-    return GROWN if ask.stream else ask.max_tokens
+    paced = ask.stream and ask.extra.get("script", {"chunk_delay_s": 1})["chunk_delay_s"] > 0
+    return GROWN if paced else ask.max_tokens
 
 
 def key_of(name: str) -> str:

@@ -44,6 +44,7 @@ telemetry: {{access_log: ./access.log}}
 """
 MODELS = (ENGINE, REMOTE)
 REQUESTS = f"{ORGANISATION} requests/month"
+LAB_DAY = f"{ORGANISATION}/lab output_tokens/day"
 
 
 @dataclass
@@ -131,6 +132,7 @@ def check(outcome: Outcome) -> None:
     """Hold an outcome against everything that was promised."""
     print(f"\n{outcome.figures()}")
     assert broken(outcome.told) == []
+    assert [call for call in outcome.calls if call.model == ENGINE and call.overshoot] == []
     assert [str(excess) for excess in excesses(outcome.calls, outcome.policy)] == []
     due = charges(outcome.calls, outcome.policy)
     unknown = sum(call.entered is None for call in outcome.calls)
@@ -188,15 +190,23 @@ async def test_gateways_that_do_not_share_their_books_are_found_out(tmp_path: Pa
     assert excesses(outcome.calls, outcome.policy) != []
 
 
+def exhausted(outcome: Outcome) -> bool:
+    """Tell whether the day's budget was used up: not one token early, and none past it but those that are reported."""
+    past = sum(call.overshoot for call in outcome.calls if call.bearer == "lab")
+    return charges(outcome.calls, outcome.policy)[LAB_DAY] - past == limits_of(outcome.policy)[LAB_DAY].capacity
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_a_minute_of_two_hundred_callers_over_three_gateways(
     tmp_path: Path, model: Path, redis_server: RedisServer
 ) -> None:
-    check(await outcome_of(tmp_path, model, Load(seed=2), servers=3, redis=redis_server))
+    check(outcome := await outcome_of(tmp_path, model, Load(seed=2), servers=3, redis=redis_server))
+    assert exhausted(outcome)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_a_minute_of_two_hundred_callers_of_one_gateway(tmp_path: Path, model: Path) -> None:
-    check(await outcome_of(tmp_path, model, Load(seed=3), servers=1, redis=None))
+    check(outcome := await outcome_of(tmp_path, model, Load(seed=3), servers=1, redis=None))
+    assert exhausted(outcome)
