@@ -154,6 +154,10 @@ class Engine:
             self._nudged = True
             self._wake.notify()
 
+    def usual_step_s(self) -> float:
+        """Give what a step takes by now, smoothed."""
+        return self._meter.step_s
+
     def where(self) -> str:
         """Tell where the engine's thread is, for an operator who wonders why a step takes so long."""
         frames = sys._current_frames()

@@ -69,7 +69,7 @@ class EngineStats:
 
     Counters of what a breaker should know: `failed_steps` raised, `memory_shortages` found no memory, `row_errors` are
     answers that ended by their own row (logits that were not finite), `preemption_storms` are times when preemptions
-    became as many as steps.
+    became as many as steps, and `stalls` steps that took longer than they may, counted by whoever watches the engine.
     """
 
     running: int = 0
@@ -92,3 +92,4 @@ class EngineStats:
     memory_shortages: int = 0
     row_errors: int = 0
     preemption_storms: int = 0
+    stalls: int = 0

@@ -101,10 +101,11 @@ class App:
         """Refuse new calls and those that wait; running ones go on."""
         self._admit.drain()
 
-    def break_off(self) -> None:
-        """End running calls too, each with an error that its caller is told."""
-        message = "The gateway is shutting down, and the time for running requests is over."
-        self.calls.end_all(Overloaded(message, code="draining", headers={"retry-after": "1"}))
+    def break_off(self, why: str | None = None) -> None:
+        """End running calls too, each with an error that its caller is told. `why` is what went wrong, if anything."""
+        message = why or "The gateway is shutting down, and the time for running requests is over."
+        code = "draining" if why is None else "restarting"
+        self.calls.end_all(Overloaded(message, code=code, headers={"retry-after": "1"}))
 
     async def aclose(self) -> None:
         """Close every upstream, and end counting and what is asked of issuers. Running attempts fail."""

@@ -8,6 +8,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from gateway.loading import Loaded
 from gateway.metrics import Metrics
 from gateway.policy_files import PolicyFiles
 from gateway.quota_store import QuotaStore, UnfitStore
+from gateway.readiness import Readiness
 from gateway.recovery import Recovery
 from gateway.stages.record import Sink
-from gateway.supervisor import Post
+from gateway.supervisor import Post, say
 from gateway.upstreams.http import Clocks, HttpUpstream
 from policies.breaker import BreakerTerms
 from policies.concurrency import (
@@ -54,10 +56,12 @@ async def assemble(
     quotas: QuotaStore,
     policies: PolicyFiles | None = None,
     post: Post | None = None,
+    give_up: Callable[[str], None] | None = None,
 ) -> App:
     """Build everything; models are loaded on a thread. `policies` has the policy in force. Raises `StartError`.
 
-    Opens `quotas`; who made it closes it, behind the last call. `post` is what the supervisor gave.
+    Opens `quotas`; who made it closes it, behind the last call. `post` is what the supervisor gave;
+    `give_up` is called where the process has to be started anew.
     """
     config = loaded.config
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a long prompt takes one core, not all
@@ -67,11 +71,12 @@ async def assemble(
         raise StartError(str(error)) from error
     upstreams = {name: open_upstream(name, upstream, loaded) for name, upstream in config.upstreams.items()}
     models: dict[str, Model] = {}
+    readiness = Readiness()
     for name, model in config.models.items():
         if model.engine is None:
             models[name] = await proxied(name, model, upstreams, loaded)
         else:
-            models[name] = await local(name, model, model.engine, loaded, metrics)
+            models[name] = await local(name, model, model.engine, loaded, metrics, readiness, give_up)
     bounds = Bounds(
         config.listen.request_timeout_s,
         config.admission.max_waiting,
@@ -93,6 +98,7 @@ async def assemble(
         ledger=quotas.ledger,
         journal=None if post is None else post.journal,
         docket=None if post is None else post.docket,
+        readiness=readiness,
     )
 
 
@@ -143,7 +149,15 @@ def open_tokenizer(name: str, directory: Path, max_context: int | None) -> Promp
         raise StartError(f"model {name}: {error}") from error
 
 
-async def local(name: str, model: ModelConfig, settings: EngineModel, loaded: Loaded, metrics: Metrics) -> Model:
+async def local(
+    name: str,
+    model: ModelConfig,
+    settings: EngineModel,
+    loaded: Loaded,
+    metrics: Metrics,
+    readiness: Readiness,
+    give_up: Callable[[str], None] | None,
+) -> Model:
     """A model that runs in this process. Raises `StartError`."""
     sys.setswitchinterval(SWITCH_S)
     await asyncio.to_thread(import_engine)
@@ -155,6 +169,7 @@ async def local(name: str, model: ModelConfig, settings: EngineModel, loaded: Lo
     except CannotLoad as error:
         raise StartError(str(error)) from error
     metrics.watch_engine(name, upstream.stats)
+    readiness.ask(upstream.watch(settings.step_timeout_s, say=say, give_up=give_up).reason)
     return Model(
         name,
         (upstream,),

@@ -83,6 +83,12 @@ class EngineModel(Schema, frozen=True):
     max_prefill_chunk: Annotated[Count, Meta(description="Tokens of one prompt computed in one step.")] | None = None
     max_waiting: Annotated[Count, Meta(description="Answers that may wait; one more is refused.")] | None = None
     prefix_cache: Annotated[bool, Meta(description="Whether prompts reuse the blocks of earlier ones.")] = True
+    step_timeout_s: Annotated[
+        Seconds,
+        Meta(
+            description="A step that takes longer, and 50 times the usual, is a hang: not ready; twice: started anew."
+        ),
+    ] = 60.0
     kv_reserve: Annotated[
         float,
         Meta(ge=0, le=0.9, description="Share of the KV blocks kept for running answers to grow into."),

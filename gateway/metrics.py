@@ -259,6 +259,7 @@ ENGINE_COUNTERS: Mapping[str, str] = MappingProxyType(
         "failed_steps": "Steps that raised.",
         "memory_shortages": "Steps that found no memory.",
         "row_errors": "Answers that ended because their logits were not finite.",
+        "stalls": "Steps that took longer than they may.",
         "preemption_storms": "Times when preemptions became as many as steps.",
     }
 )

@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import sys
+from functools import partial
 
 import uvloop
 
@@ -38,6 +39,7 @@ ALIVE = b'{"status":"ok"}'
 LOADING = (
     b'{"error":{"message":"The models are still being loaded.","type":"server_error","param":null,"code":"loading"}}'
 )
+STUCK = 70  # sysexits' EX_SOFTWARE: the worker has given itself up
 YOUNG_OBJECTS = 10_000  # made and not given back, before the collector looks for cycles among them
 SPARE_FILES = 256  # beside one per connection: libraries, logs, upstreams that are no connections of ours
 
@@ -84,7 +86,8 @@ async def serve(loaded: Loaded, post: Post) -> int:
     stop = Stop(post.line, config.listen.drain_s)
     policies = open_policies(loaded, metrics)
     app: App | None = None
-    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks, quotas, policies, post))
+    give_up = GiveUp(post, stop)
+    assembling = asyncio.ensure_future(assemble(loaded, metrics, sinks, quotas, policies, post, give_up))
     try:
         app = await stop.unless(assembling)
         if app is not None:
@@ -101,7 +104,7 @@ async def serve(loaded: Loaded, post: Post) -> int:
         return CANNOT_START
     finally:
         await drain(server, app, config.listen.drain_s, stop)
-        if app is not None:
+        if app is not None and give_up.reason is None:
             await app.aclose()
         await quotas.aclose()
         if policies is not None:
@@ -109,7 +112,7 @@ async def serve(loaded: Loaded, post: Post) -> int:
         lag.close()
         if access_log is not None:
             await access_log.aclose()
-    return 0
+    return STUCK if give_up.reason else 0
 
 
 class Stop:
@@ -123,6 +126,7 @@ class Stop:
         self.asked = asyncio.Event()
         self.draining: asyncio.Task[None] | None = None
         self.making_room = False
+        self.at_once: str | None = None  # why there is no time for what runs
         self.successor: Sender | None = None
         self._line = line
         self._grace_s = grace_s
@@ -139,6 +143,12 @@ class Stop:
             return task.result()
         task.cancel()
         return None
+
+    def give_up(self, reason: str) -> None:
+        """Stop without waiting for what runs; the system's own clock ends what does not."""
+        self.at_once = reason
+        signal.setitimer(signal.ITIMER_REAL, 2 * PAST_GRACE_S)
+        self.asked.set()
 
     def _ask(self) -> None:
         if self.draining is not None:
@@ -166,6 +176,26 @@ class Stop:
                 self._ask()
 
 
+class GiveUp:
+    """Ends a process that cannot go on, so that another is started; called with the reason.
+
+    What it computes by then is held against it.
+    """
+
+    def __init__(self, post: Post, stop: Stop) -> None:
+        self._post = post
+        self._stop = stop
+        self.reason: str | None = None
+
+    def __call__(self, reason: str) -> None:
+        """End, once everybody has been told."""
+        if self.reason is None:
+            self.reason = reason
+            say(f"{reason}; the worker ends, and another one starts")
+            self._post.journal.seal()
+            self._stop.give_up(f"The gateway has to be restarted: {reason}.")
+
+
 async def drain(server: Server, app: App | None, grace_s: float, stop: Stop) -> None:
     """Let running requests finish within the grace, or until asked to stop again.
 
@@ -173,11 +203,13 @@ async def drain(server: Server, app: App | None, grace_s: float, stop: Stop) -> 
     """
     break_off = None
     if app is not None:
-        break_off = app.break_off
+        break_off = partial(app.break_off, stop.at_once)
         if stop.successor is None:
             app.drain()
     stop.draining = asyncio.ensure_future(
-        server.drain(grace_s, accepting=stop.making_room, successor=stop.successor, break_off=break_off)
+        server.drain(
+            0.0 if stop.at_once else grace_s, accepting=stop.making_room, successor=stop.successor, break_off=break_off
+        )
     )
     try:
         await stop.draining

@@ -12,7 +12,7 @@ from gateway.http.message import Application
 from gateway.http.outbox import Outbox
 
 SWEEP_S = 0.02  # between two looks for connections that can be handed over
-LAST_WORDS_S = 0.5  # for running requests to tell their callers that they are broken off
+LAST_WORDS_S = 2.5  # for running requests to tell their callers that they are broken off
 
 
 class Server:

@@ -55,6 +55,7 @@ from gateway.errors import (
 from gateway.prompts import ModelPrompts
 from gateway.upstreams.base import Room
 from gateway.upstreams.supply import Supply
+from gateway.watchdog import Watchdog
 from policies.engine_limit import EngineLimit, EngineLoad, EngineTerms
 from policies.fairness import FairOrder
 from policies.outcome import Outcome
@@ -132,6 +133,7 @@ class EngineUpstream:
         self.max_context = min(model.runner.max_model_len, self._engine.scheduler.pool.capacity)
         self.fingerprint = "fp_" + model.fingerprint[:6].hex()
         self.prompts = ModelPrompts(model.tokenizer, model.template, self.max_context, model.runner.vocab_size)
+        self._watchdog: Watchdog | None = None
         self._engine.start()
 
     @classmethod
@@ -259,10 +261,23 @@ class EngineUpstream:
 
     def stats(self) -> Mapping[str, float]:
         """The engine's numbers, by the names of `EngineStats`."""
-        return asdict(self._engine.stats)
+        numbers = asdict(self._engine.stats)
+        if self._watchdog is not None:
+            numbers["stalls"] = self._watchdog.stalls
+        return numbers
+
+    def watch(
+        self, bound_s: float, *, say: Callable[[str], None], give_up: Callable[[str], None] | None = None
+    ) -> Watchdog:
+        """Have somebody look whether steps come to an end, until this is closed."""
+        watchdog = self._watchdog = Watchdog(self.name, self._engine, bound_s, say=say, give_up=give_up)
+        watchdog.start()
+        return watchdog
 
     async def aclose(self) -> None:
         """Stop the engine's thread behind its running step; answers under way end with an error."""
+        if self._watchdog is not None:
+            self._watchdog.close()
         await asyncio.to_thread(self._engine.stop, STOP_WAIT_S)
 
     def _submit(
