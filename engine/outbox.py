@@ -96,10 +96,12 @@ class Outbox:
         )
 
     def close(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> Output:
-        """End an answer from outside; text that is still withheld stays so."""
+        """End an answer from outside; text that is still withheld stays so. Who never ran has cost no prompt."""
         del self._drafts[sequence]
         output = _nothing(sequence)
         output.finish, output.error = finish, error
+        if not sequence.begun:
+            output.num_prompt = 0
         return output
 
     def pause(self, sequence: Sequence) -> Output:

@@ -38,6 +38,9 @@ from engine.waiting import WaitingQueue
 LEAST_SPARE, MOST_SPARE, SPARE_DECAY = 1.0, 16.0, 0.95
 
 
+TOO_LATE = "too late"  # the error of who is shed: the deadline is still to come, and nothing could be there by then
+
+
 class Progress(NamedTuple):
     """What one step brought for one sequence: tokens to emit, and whether it ended.
 
@@ -137,6 +140,19 @@ class Scheduler:
                 self.finish(sequence, FinishReason.ERROR)
                 expired.append(sequence)
         return expired
+
+    def shed(self, now: float, prefill_tokens_per_s: float) -> list[Sequence]:
+        """End those next in line whose prompt could not be computed before their deadline even alone, and return them.
+
+        They would cost steps that others need, and bring nothing. The pace is the best there is; 0 is not known yet.
+        """
+        shed: list[Sequence] = []
+        if not prefill_tokens_per_s or not self._deadlines:
+            return shed
+        while (head := self.waiting.head()) is not None and self._is_hopeless(head, now, prefill_tokens_per_s):
+            self.finish(head, FinishReason.ERROR)
+            shed.append(head)
+        return shed
 
     def next_deadline(self) -> float | None:
         """Tell when `expire` will next end somebody, if nothing else happens."""
@@ -334,6 +350,7 @@ class Scheduler:
             sequence.num_cached = sequence.num_computed
             self.num_cached_tokens += sequence.num_cached
         sequence.status = Status.RUNNING
+        sequence.begun = True
         insort(self.running, sequence, key=_standing)
         return True
 
@@ -360,6 +377,15 @@ class Scheduler:
             if sequence.status is Status.WAITING:
                 self._num_siblings -= 1
                 self.waiting.push_resumed(sequence)
+
+    def _is_hopeless(self, sequence: Sequence, now: float, prefill_tokens_per_s: float) -> bool:
+        """Whether a prompt that no step was spent on cannot be computed in time; what is cached need not be."""
+        if sequence.deadline is None or sequence.begun:
+            return False
+        computable = (sequence.deadline - now) * prefill_tokens_per_s
+        if sequence.num_prompt <= computable:
+            return False
+        return sequence.num_prompt - len(self.pool.match(sequence)) * self.pool.block_size > computable
 
     def _stops_waiting(self, sequence: Sequence) -> bool:
         """Take a sequence out of the queue; false if it stands neither there nor aside."""

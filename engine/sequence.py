@@ -49,6 +49,7 @@ class Sequence:
 
     status: Status = field(default=Status.WAITING, init=False)  # scheduler
     finish: FinishReason | None = field(default=None, init=False)  # scheduler
+    begun: bool = field(default=False, init=False)  # scheduler: whether it was ever admitted
     num_computed: int = field(default=0, init=False)  # blocks
     num_cached: int = field(default=0, init=False)  # scheduler: prompt tokens found in the index when first admitted
     num_preemptions: int = field(default=0, init=False)  # scheduler

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
+from gateway.deadline import Clock
 from gateway.recovery import Recovery
 from gateway.scope import Scope
 from policies.outcome import Outcome
@@ -305,8 +306,9 @@ class Call:
     body: bytes  # as received; forwarded untouched unless a field must change
     headers: dict[bytes, bytes]  # as received, names lower-case
     request: Request
-    deadline: float  # loop seconds
+    deadline: float  # loop seconds; resolve may bring it forward
     scope: Scope  # what a stage acquires it enters here; released last-in first-out
+    clock: Clock = Clock.GATEWAY  # whose deadline it is
     tenant: Tenant = field(init=False)  # authenticate
     model: Model = field(init=False)  # resolve
     terms: Terms = field(init=False)  # resolve: what the tenant's policy says of this model

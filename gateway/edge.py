@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 
 from gateway.call import Call, Handler, Reply, Single
+from gateway.deadline import HEADER, Clock, remaining_s
 from gateway.errors import GatewayError
 from gateway.http.message import Responder
 from gateway.protocols.dialect import Dialect
@@ -43,6 +44,10 @@ class CallEndpoint:
         request = visit.request
         require_json(request.headers.get(b"content-type"))
         asked = self._dialect.decode(request.body)
+        deadline, clock = visit.received + self._deadline_s, Clock.GATEWAY
+        wished = request.headers.get(HEADER)
+        if wished is not None and (left_s := remaining_s(wished, self._now())) < self._deadline_s:
+            deadline, clock = visit.received + left_s, Clock.CALLER
         try:
             async with Scope() as scope:
                 call = Call(
@@ -52,8 +57,9 @@ class CallEndpoint:
                     request.body,
                     request.headers,
                     asked,
-                    visit.received + self._deadline_s,
+                    deadline,
                     scope,
+                    clock,
                 )
                 reply = await self._handler(call)
                 if reply.raw and not asked.stream and type(reply.events) is Single:

@@ -6,7 +6,8 @@ from math import ceil
 from types import TracebackType
 
 from gateway.call import Call, Handler, Reply, Single
-from gateway.errors import DeadlineExceeded, GatewayError, Overloaded
+from gateway.deadline import out_of_time
+from gateway.errors import GatewayError, Overloaded
 from gateway.generation import Generation
 from gateway.vacancy import Queue, Vacancy
 
@@ -98,8 +99,7 @@ class Admit:
 
     def _too_late(self, call: Call, queue: Queue, latest: float, patience_s: float) -> GatewayError:
         if latest == call.deadline:
-            message = "The request's total deadline ran out while it waited for room."
-            return DeadlineExceeded(message, code="deadline_exceeded")
+            return out_of_time(call, " while it waited for room")
         later_s = queue.shedder.retry_after_s(queue.predict(call, self._clock())[1])
         return refusal(f"The gateway is overloaded: no room within {patience_s:g} s.", code="no_room", later_s=later_s)
 

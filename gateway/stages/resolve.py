@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from gateway.call import Call, Handler, Model, Reply
+from gateway.deadline import Clock
 from gateway.errors import Forbidden, ModelNotFound
 from policies.tenant import Tenant, Terms
 
@@ -10,7 +11,7 @@ from policies.tenant import Tenant, Terms
 class Resolve:
     """Refuses with 404 a name that nothing is served under, with 403 a model that is not the tenant's.
 
-    Acquires nothing.
+    Brings the call's deadline forward to its policy's. Acquires nothing.
 
     `models` maps every name that callers may use, aliases included, to the model behind it.
     """
@@ -20,6 +21,9 @@ class Resolve:
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
         call.model, call.terms = usable_model(self._models, call.request.model, call.tenant)
+        deadline_s = call.terms.deadline_s
+        if deadline_s is not None and call.received + deadline_s < call.deadline:
+            call.deadline, call.clock = call.received + deadline_s, Clock.TENANT
         return await inner(call)
 
 

@@ -39,13 +39,14 @@ from engine.errors import (
 from engine.load import LoadedModel, LoadOptions, load, model_directory
 from engine.output import EngineStats, GenerateRequest, Output
 from engine.params import SamplingParams
+from engine.scheduler import TOO_LATE
 from engine.sequence import FinishReason as EngineFinish
 from gateway.call import Call, ChatPrompt, Event, FinishReason, Reply, Request, TokenLogprob, Usage
 from gateway.config import EngineModel
+from gateway.deadline import out_of_time
 from gateway.errors import (
     BadRequest,
     ContextTooLong,
-    DeadlineExceeded,
     GatewayError,
     InternalError,
     Overloaded,
@@ -390,6 +391,7 @@ class _Answer(AsyncGenerator[Event, None]):
         leave: Callable[["_Answer"], None],
         supply: Supply | None,
     ) -> None:
+        self._call = call
         self._n = call.request.n
         self._generation = call.generation
         self._abort = abort
@@ -531,7 +533,7 @@ class _Answer(AsyncGenerator[Event, None]):
         finish: FinishReason | None = None
         if output.finish is not None:
             if output.finish not in FINISHES:
-                raise _failure(output)
+                raise _failure(self._call, output)
             finish = FINISHES[output.finish]
         return Event(
             index=self._places[output.request_id] * self._n + output.index,
@@ -548,9 +550,11 @@ def _logprobs(output: Output) -> tuple[TokenLogprob, ...]:
     return tuple(TokenLogprob(token_id, entry.chosen, entry.top) for token_id, entry in entries)
 
 
-def _failure(output: Output) -> GatewayError:
+def _failure(call: Call, output: Output) -> GatewayError:
     if output.error == "deadline":
-        return DeadlineExceeded("The request's total deadline ran out.", code="deadline_exceeded")
+        return out_of_time(call)
+    if output.error == TOO_LATE:
+        return out_of_time(call, " before its prompt could have been computed")
     return UpstreamError(f"The engine could not finish: {output.error or output.finish}.", kind=UpstreamFailure.ENGINE)
 
 

@@ -9,6 +9,7 @@ from gateway.http import errors as transport
 from gateway.protocols.openai_error import error_body, error_event
 from gateway.upstreams.http import KINDS, LATE, WORDS, translate
 from gateway.upstreams.wire import error_of_status, peek_at
+from tests.rig.in_process import InProcess, call_to
 
 OPENAI = b'{\n  "error": {"message": "too fast", "type": "requests", "param": null, "code": "rate_limit_exceeded"}\n}'
 
@@ -27,7 +28,7 @@ def test_a_translated_error_keeps_whether_anything_was_sent_and_shows_no_address
     met = kind("10.0.0.1:80 is gone") if KINDS[kind] in UNSENT else kind("10.0.0.1:80 is gone", sent=True)  # type: ignore[arg-type,call-arg]
     assert isinstance(met, transport.TransportError)
 
-    error = translate(met, by_caller=False)
+    error = translate(met, None)
 
     assert isinstance(error, UpstreamError)
     assert error.sent is met.sent
@@ -40,7 +41,7 @@ UNSENT = {UpstreamFailure.CONNECT, UpstreamFailure.CONNECT_TIMEOUT}
 
 
 def test_the_callers_own_deadline_is_told_as_such() -> None:
-    error = translate(transport.DeadlinePassed("x", sent=True), by_caller=True)
+    error = translate(transport.DeadlinePassed("x", sent=True), call_to(InProcess()))
 
     assert isinstance(error, DeadlineExceeded)
 
