@@ -7,10 +7,10 @@ further and uses nothing; one that is cut short has used what it had until then.
 What a log does not tell is taken to be so:
 
 - Output comes evenly between the first event and the end. Slices are asked for when it has come far enough.
-- A call that is let in brings what it brought then, or less where this policy allows less. How much longer an answer
-  would have been that was cut short then, nobody knows.
-- A call that a limit refused then, and none does now, uses its input (by its bytes, where it was not counted) and ends
-  at once. Such calls are counted apart.
+- A call that is let in brings what it brought then, or less where this policy allows less.
+- What never came to an end is taken for a call like the others of its tenant to its model so far, in the mean: one that
+  a limit refused then and none does now (counted apart), with its input by its bytes where it was not counted; and an
+  answer that a limit cut short then goes on to that length, and for one token at least.
 - Callers do not change their ways: who is refused now does not come again unless the log says so.
 - Time in queues and at upstreams is what it was. There is one store, which never fails.
 """
@@ -23,6 +23,7 @@ from math import ceil
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import replace
 
 from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
@@ -74,6 +75,39 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now
+
+
+@dataclass
+class Mean:
+    """What the calls of one tenant to one model came to, so far."""
+
+    calls: int = 0
+    completion: int = 0
+    lasted: int = 0
+
+    def add(self, entry: Entry) -> None:
+        """Count one that came to its end."""
+        self.calls += 1
+        self.completion += entry.completion
+        self.lasted += entry.ended - entry.arrived
+
+    def suppose(self, entry: Entry) -> Entry:
+        """Give a call that was refused or cut short, as it might have gone."""
+        completion, lasted = self.completion // max(1, self.calls), self.lasted // max(1, self.calls)
+        if entry.refused:
+            tokens = ceil(entry.bytes_in / BYTES_PER_TOKEN) if entry.input is None else entry.input
+            return replace(
+                entry,
+                input=tokens,
+                prompt=tokens,
+                completion=completion,
+                first_event=None,
+                ended=entry.arrived + lasted,
+            )
+        longer = max(completion, entry.completion + 1)
+        since = entry.arrived if entry.first_event is None else entry.first_event
+        ended = since + (entry.ended - since) * longer // max(1, entry.completion)
+        return replace(entry, completion=longer, ended=ended)
 
 
 @dataclass(eq=False)
@@ -131,6 +165,7 @@ class Replay:
         self._ledger = Ledger(EmbeddedStore(self._clock), lease_s=LEASE_S, clock=self._clock)
         self._due: list[tuple[int, Due, int, Run]] = []  # a heap
         self._serial = 0
+        self._means: dict[tuple[str, str], Mean] = {}
 
     async def run(self, entries: Iterable[Entry]) -> None:
         """Replay all of them, to the last one's end."""
@@ -166,15 +201,21 @@ class Replay:
         total = self.totals.setdefault(tenant.id, Total(tenant.id))
         total.calls += 1
         total.refused_then += entry.refused
+        mean = self._means.setdefault((tenant.id, entry.model), Mean())
+        counted = not entry.refused or entry.input is not None
+        if entry.refused or entry.cut:
+            entry = mean.suppose(entry)
+        elif entry.first_event is not None:
+            mean.add(entry)
         terms = tenant.terms(entry.model)
         self._serial += 1
         calls = self._ledger.allow(terms.account, str(self._serial))
-        run = Run(entry, terms, total, calls, entry.arrived if entry.refused else entry.ended, entry.completion)
+        run = Run(entry, terms, total, calls, entry.ended, entry.completion)
         try:
             if not terms.allowed:
                 raise BadRequest("", code="model_not_allowed")
             await calls.__aenter__()
-            run.tokens = self._promise(run)
+            run.tokens = self._promise(run, exact=entry.engine and counted)
             if run.tokens is not None:
                 await run.tokens.__aenter__()
         except LimitExceeded as exceeded:
@@ -184,15 +225,12 @@ class Replay:
         else:
             self._begin(run)
 
-    def _promise(self, run: Run) -> Reservation | None:
+    def _promise(self, run: Run, *, exact: bool) -> Reservation | None:
         """Make the reservation of a call's tokens; None for one that never came so far. Raises `BadRequest`."""
         entry, terms = run.entry, run.terms
-        input_tokens = entry.input
-        if input_tokens is None:
-            if not entry.refused:
-                return None  # it was wrong, and told so before its tokens were counted
-            input_tokens = ceil(entry.bytes_in / BYTES_PER_TOKEN)
-        if terms.max_input is not None and input_tokens > terms.max_input:
+        if entry.input is None:
+            return None  # it was wrong, and told so before its tokens were counted
+        if terms.max_input is not None and entry.input > terms.max_input:
             raise BadRequest("", code="input_too_long")
         each = output_each(entry, terms.output)
         most = None if each is None else each * entry.choices
@@ -202,9 +240,9 @@ class Replay:
         return self._ledger.reserve(
             terms.account,
             str(self._serial),
-            input_tokens=input_tokens,
+            input_tokens=entry.input,
             max_output=most,
-            exact=entry.engine and entry.input is not None,
+            exact=exact,
             least=entry.choices if whole else 1,
             whole=whole,
         )
@@ -214,7 +252,6 @@ class Replay:
         run.total.let_in += entry.refused
         if tokens is not None and any(rule.output for rule in run.terms.account.tokens):
             if entry.engine or entry.stream:
-                run.target += entry.cut  # one more at least, had it been let
                 self._plan(run)
             elif tokens.tight is not None:  # its upstream was told to bring no more than this
                 room = tokens.granted // entry.choices * entry.choices
@@ -264,8 +301,6 @@ class Replay:
         """Settle what a call has used."""
         entry, total, price = run.entry, run.total, run.terms.price
         prompt, cached, completion = entry.prompt, entry.cached, min(run.target, entry.completion)
-        if entry.refused and run.tokens is not None:
-            prompt = run.tokens.holder.input
         if run.cut is not None:
             total.cut += 1
             self._hit(run, "cut", run.cut)

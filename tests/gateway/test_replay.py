@@ -275,6 +275,23 @@ def test_who_was_refused_then_and_is_not_now_is_counted_apart() -> None:
     assert (total.refused, total.refused_then, total.let_in, total.prompt_tokens) == (1, 2, 1, 100)
 
 
+def test_what_never_came_to_an_end_goes_on_like_the_others() -> None:
+    ran = [answer(0, 5, 10), answer(1, 5, 30)]
+    refused = line(
+        10, status=429, ms=1.0, first_event_ms=None, input_tokens=7, quota={"refused": "acme/web requests/min"}
+    )
+    cut = answer(20, 5, 4, stream=True, quota={"ended": "acme/web output_tokens/day"})
+    report = replayed(lines(*ran, refused, cut), policy_of(""))
+
+    [total] = report.tenants
+    assert (total.let_in, total.prompt_tokens) == (1, 5 + 5 + 7 + 5)
+    assert total.completion_tokens == 10 + 30 + 20 + 20
+
+    [hit] = replayed(lines(*ran, refused, cut), policy_of("{output_tokens: 64/744h}")).hits
+    assert (hit.what, hit.times) == ("cut", 1)
+    assert (hit.first - START).total_seconds() > 20
+
+
 def test_lines_that_are_wrong_are_named_and_those_of_nobody_told() -> None:
     good = answer(0, 5, 5)
     log = [
