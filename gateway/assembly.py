@@ -184,6 +184,7 @@ async def local(
             retry=model.retry.terms(),
             budget=model.retry_budget.terms(),
             breakers={upstream: BreakerTerms()},
+            reports={upstream: upstream.troubles},
         ),
     )
 

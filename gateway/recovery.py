@@ -4,7 +4,7 @@ One for each model, because models share an upstream and still fail on their own
 in `policies`; here they are kept together, so that `Choose` and `Dispatch` find them with the call's model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from random import Random
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import Overloaded
 from policies.breaker import BreakerTerms, CircuitBreaker, State
+from policies.engine_report import EngineCounts, EngineReport
 from policies.hedge import HedgePolicy, HedgeTerms
 from policies.retry import RetryPolicy, RetryTerms
 from policies.retry_budget import BudgetTerms, RetryBudget
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from gateway.upstreams.base import Upstream
 
 NO_BREAKERS: "Mapping[Upstream, BreakerTerms]" = MappingProxyType({})
+NO_REPORTS: "Mapping[Upstream, Callable[[], EngineCounts]]" = MappingProxyType({})
 LONGEST_MS = 120_000  # clients take more for a mistake
 
 
 class Recovery:
-    """Retries and their budget; a breaker for each upstream that `breakers` names; hedges where there is a rival."""
+    """Retries and their budget; a breaker for each upstream that `breakers` names; hedges where there is a rival.
 
-    __slots__ = ("breakers", "budget", "hedges", "retry", "tools_act")
+    `reports` are what engines count of themselves: a breaker opens for what is wrong there before callers find out.
+    """
+
+    __slots__ = ("_reports", "breakers", "budget", "hedges", "retry", "tools_act")
 
     def __init__(
         self,
@@ -37,6 +42,7 @@ class Recovery:
         breakers: "Mapping[Upstream, BreakerTerms]" = NO_BREAKERS,
         hedge: HedgeTerms | None = None,
         tools_act: bool = True,
+        reports: "Mapping[Upstream, Callable[[], EngineCounts]]" = NO_REPORTS,
         rng: Random | None = None,
     ) -> None:
         rng = rng or Random()
@@ -46,6 +52,15 @@ class Recovery:
         self.tools_act = tools_act  # whether who may call tools changes something by it, so that nobody does it twice
         rivals = hedge is not None and len(upstreams) > 1
         self.hedges = {upstream: HedgePolicy(hedge) for upstream in upstreams} if rivals else {}
+
+        self._reports = [(self.breakers[upstream], EngineReport(), counts) for upstream, counts in reports.items()]
+
+    def listen(self, now: float) -> None:
+        """Hear what engines report, and leave alone who is in trouble."""
+        for breaker, report, counts in self._reports:
+            cause = report.look(now, counts())
+            if cause is not None:
+                breaker.trip(now, cause)
 
     def wait_s(self, upstream: "Upstream", now: float) -> float:
         """How long the upstream's breaker lets nothing through; 0 if an attempt may be sent now."""

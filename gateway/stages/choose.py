@@ -30,6 +30,8 @@ class Choose:
             assert first is not None, "a model without upstreams is not served"
             raise first
         recovery = call.model.recovery
+        if call.model.needs_ids:
+            recovery.listen(self._clock())
         if not recovery.well:
             now = self._clock()
             waits = {upstream: recovery.wait_s(upstream, now) for upstream in able}

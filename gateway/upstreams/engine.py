@@ -58,6 +58,7 @@ from gateway.upstreams.base import Room
 from gateway.upstreams.supply import Supply
 from gateway.watchdog import Watchdog
 from policies.engine_limit import EngineLimit, EngineLoad, EngineTerms
+from policies.engine_report import EngineCounts
 from policies.fairness import FairOrder
 from policies.outcome import Outcome
 from policies.tenant import STANDING
@@ -266,6 +267,18 @@ class EngineUpstream:
         if self._watchdog is not None:
             numbers["stalls"] = self._watchdog.stalls
         return numbers
+
+    def troubles(self) -> EngineCounts:
+        """What a breaker should know of."""
+        stats = self._engine.stats
+        return EngineCounts(
+            stats.steps,
+            stats.failed_steps,
+            stats.memory_shortages,
+            stats.row_errors,
+            stats.preemption_storms,
+            0 if self._watchdog is None else self._watchdog.stalls,
+        )
 
     def watch(
         self, bound_s: float, *, say: Callable[[str], None], give_up: Callable[[str], None] | None = None

@@ -12,6 +12,7 @@ from gateway.recovery import Recovery
 from gateway.stages.choose import Choose
 from gateway.vacancy import Vacancy
 from policies.breaker import BreakerTerms, Cause, CircuitBreaker, State
+from policies.engine_report import EngineCounts
 from policies.outcome import Outcome
 from policies.retry import RetryTerms
 from tests.rig.in_process import WORDS, InProcess, call_to
@@ -256,3 +257,23 @@ async def test_a_success_is_one_whose_answer_came_whole() -> None:
 
     assert call.attempts[0].outcome is Outcome.SUCCESS
     assert world.breaker(upstream).snapshot(world.now).calls == 1
+
+
+async def test_what_an_engine_reports_opens_its_breaker_once_and_a_probe_closes_it() -> None:
+    upstream, other = InProcess(takes_ids=True), InProcess()
+    world = World(upstream, other)
+    counts = [EngineCounts()]
+    world.recovery = Recovery(
+        (upstream, other), breakers=dict.fromkeys((upstream, other), TERMS), reports={upstream: lambda: counts[0]}
+    )
+    assert await world.ask() is None
+
+    counts[0] = EngineCounts(steps=9, stalls=1)
+    assert await world.ask() is None
+    assert (len(upstream.calls), len(other.calls)) == (1, 1)
+    assert world.breaker(upstream).snapshot(world.now).cause is Cause.STALLED
+
+    world.now += 1.1
+    assert await world.ask() is None
+    assert world.breaker(upstream).state is State.CLOSED
+    assert world.breaker(upstream).snapshot(world.now).opened == 1
