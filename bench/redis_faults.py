@@ -13,6 +13,7 @@ the gateways' open descriptors before and after.
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 import threading
 import time
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from platform import python_version
 from statistics import quantiles
 
 from tests.rig.chat_client import ChatClient, Told
@@ -173,7 +175,8 @@ def main() -> None:
                 print(f"  {mode:7}", told[mode], flush=True)
     if options.json is not None:
         command = f"python -m bench.redis_faults --seconds {options.seconds:g} --rate {options.rate:g}"
-        options.json.write_text(json.dumps({"command": command, "ms": figures}, indent=1) + "\n")
+        about = {"command": command, "python": python_version(), "cores": os.cpu_count()}
+        options.json.write_text(json.dumps(about | {"figures": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

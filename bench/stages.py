@@ -12,6 +12,7 @@ commands that a request sends, and its own CPU.
 import argparse
 import asyncio
 import json
+import os
 import re
 import tempfile
 import time
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from platform import python_version
 from statistics import quantiles
 
 import uvloop
@@ -265,7 +267,8 @@ def main() -> None:
         figures = uvloop.run(run(Path(folder), options.requests, options.rounds))
     if options.json is not None:
         command = f"python -m bench.stages --requests {options.requests} --rounds {options.rounds}"
-        options.json.write_text(json.dumps({"command": command, "µs": figures}, indent=1) + "\n")
+        about = {"command": command, "python": python_version(), "cores": os.cpu_count()}
+        options.json.write_text(json.dumps(about | {"figures": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
