@@ -50,10 +50,20 @@ def test_the_streamed_example_ends_whole(url: str) -> None:
 
 
 def test_the_configuration_shown_is_right(tmp_path: Path) -> None:
-    [shown] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    shown, _ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "penstock.yaml").write_text(shown)
 
     assert list(load(tmp_path / "penstock.yaml", secrets=False).config.models) == ["demo", "gpt-4o", "assistant"]
+
+
+def test_the_policy_shown_is_right(tmp_path: Path) -> None:
+    _, policy = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "policies.yaml").write_text(policy)
+    (tmp_path / "penstock.yaml").write_text("models: {demo: {engine: {path: demo}}}\npolicies: [policies.yaml]\n")
+    loaded = load(tmp_path / "penstock.yaml", secrets=False)
+
+    assert loaded.policy is not None
+    assert (list(loaded.policy.keys), loaded.policy.doubts) == (["web-1"], ())
 
 
 def test_every_make_target_named_exists() -> None:
