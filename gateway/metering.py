@@ -32,15 +32,15 @@ def settlement(call: Call, reservation: Reservation) -> Usage:
 
     Nothing, where no upstream began to work on it: it was never sent, or refused before its first event. Else what the
     upstream says, and without its word what was counted: an answer that broke off is charged its input and what came.
-    However many attempts it took, it is charged once.
+    However many attempts it took, it is charged once; what came of one that lost a race is charged besides.
     """
     if not begun(call):
         return Usage()
-    usage = call.generation.usage
-    if usage is not None:
-        return usage
-    holder = reservation.holder
-    return Usage(prompt=holder.input, completion=holder.output, cached=holder.cached)
+    generation, holder = call.generation, reservation.holder
+    usage = generation.usage or Usage(prompt=holder.input, completion=holder.output, cached=holder.cached)
+    if generation.lost:
+        return Usage(usage.prompt, usage.completion + generation.lost, usage.cached)
+    return usage
 
 
 def begun(call: Call) -> bool:

@@ -95,5 +95,4 @@ class Settling:
         if any(rule.output for rule in quota.account.tokens):
             quota.reserved += reservation.granted
             quota.overshoot = max(0, usage.completion - reservation.granted)
-        output = usage.completion + self._call.generation.lost
-        reservation.usage(input_tokens=usage.prompt, cached_tokens=usage.cached, output_tokens=output)
+        reservation.usage(input_tokens=usage.prompt, cached_tokens=usage.cached, output_tokens=usage.completion)
