@@ -23,12 +23,14 @@ class Scope:
     """A stack of entered contexts; leaving it leaves each of them.
 
     Each learns how the scope ended. One that raises keeps none below it from being left: they learn of its error.
+    `leaving` says that it has begun.
     """
 
-    __slots__ = ("_entered",)
+    __slots__ = ("_entered", "leaving")
 
     def __init__(self) -> None:
         self._entered: list[Entered] = []
+        self.leaving = False
 
     async def enter(self, context: AbstractAsyncContextManager[T]) -> T:
         """Enter a context here; give what it gives."""
@@ -46,6 +48,7 @@ class Scope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.leaving = True
         entered = self._entered
         try:
             while entered:

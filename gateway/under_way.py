@@ -26,11 +26,14 @@ class Tracked:
         assert task is not None, "a call runs in a task"
         self._task = task
 
-    def end(self, error: GatewayError) -> None:
-        """Have the call leave, and its caller told this. The first error counts."""
+    def end(self, error: GatewayError) -> bool:
+        """Have the call leave, and its caller told this; the first error counts. False where it is leaving anyway."""
+        if self.call.scope.leaving:
+            return False
         if self._ended is None:
             self._ended = error
             self._task.cancel()
+        return True
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -78,9 +81,7 @@ class CallsUnderWay:
     def end(self, tenant: str, call_id: str, error: GatewayError) -> bool:
         """End a tenant's call of that id, or all that bear it: callers may name several alike. False where none is."""
         found = [tracked for tracked in self._tenants.get(tenant, ()) if tracked.call.id == call_id]
-        for tracked in found:
-            tracked.end(error)
-        return bool(found)
+        return sum([tracked.end(error) for tracked in found]) > 0
 
     def end_all(self, error: GatewayError) -> None:
         """End every call."""
