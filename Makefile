@@ -1,6 +1,6 @@
 # One verb a task; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-quotas prove-quotas prove-restart train-demo test-compose clean
+.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-quotas prove-quotas prove-restart prove-resilience train-demo test-compose clean
 RUN := .venv/bin/python -m
 
 help: ## list the tasks
@@ -59,6 +59,10 @@ prove-quotas: ## quotas in full: 100,000 simulated worlds, minutes of 200 caller
 	$(RUN) tests.rig.quota_world --seeds 100000
 	REPLAYED_SEEDS=1000 $(RUN) pytest tests/cache/test_simulation.py
 	$(RUN) pytest -s -m 'slow or not slow' tests/quotas
+
+prove-resilience: ## upstreams that fail and are slow, and three minutes and a half of outage over sockets
+	@deploy/install dev
+	$(RUN) pytest -s -m "slow or not slow" tests/resilience
 
 prove-restart: ## 10,000 requests through eight restarts of a proxy, none of which fails
 	@deploy/install dev

@@ -85,6 +85,8 @@ class Race:
 
 
 async def give_up(lane: asyncio.Task[None], running: Running) -> None:
-    """Close an attempt once its task has ended, which was cancelled, or had its first event just now."""
+    """Close an attempt once its task has ended, which was cancelled, or met its first event or an error just now."""
     await asyncio.wait((lane,))
+    if not lane.cancelled():
+        lane.exception()  # the attempt knows it; else the event loop would call it forgotten
     await running.aclose()

@@ -1,6 +1,7 @@
 """Hedges: a second attempt beside one that is late, and what becomes of the one that loses. In virtual time."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
@@ -342,6 +343,26 @@ async def test_where_both_begin_in_the_same_moment_one_answers_and_what_the_othe
     assert call.generation.lost == sum(each.lost and each.first_event is not None for each in call.attempts)
     assert call.generation.emitted == {0: [1]}
     assert (first.running, second.running) == (0, 0)
+
+
+@virtually
+async def test_a_loser_that_fails_in_the_same_moment_is_known_to_have_failed() -> None:
+    first, second = Simulated(name="first"), Simulated(name="second")
+    around = world(first, second)
+    await warmed(around)
+    wait_s = around.recovery.hedges[first].snapshot(now()).waits_s[0]
+    assert wait_s is not None
+    first.first_event_s = slow(1.0)
+    second.failing, second.fails_after_s, second.failure = lambda _: True, 1.0 - wait_s, RESET
+    forgotten: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
+
+    answered = await around.ask()
+    gc.collect()
+
+    assert answered.error is None
+    assert answered.attempts[1].outcome is Outcome.DROPPED
+    assert forgotten == []
 
 
 @virtually
