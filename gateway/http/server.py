@@ -100,6 +100,7 @@ class Server:
             for connection in tuple(self._connections):
                 connection.retire()
         else:
+            self._hand_over(successor)
             sweeping = asyncio.ensure_future(self._sweep(successor))
         try:
             await self._ended_before(deadline)
@@ -130,15 +131,18 @@ class Server:
     async def _sweep(self, successor: Sender) -> None:
         """Hand over every connection that waits for its next request, again and again: others come to do so."""
         while not successor.gone:
-            waiting = [(connection, connection.descriptor) for connection in self._connections]
-            waiting = [each for each in waiting if each[1] >= 0]
-            for first in range(0, len(waiting), AT_ONCE):
-                some = waiting[first : first + AT_ONCE]
-                if not successor.send([descriptor for _, descriptor in some]):
-                    break
-                for connection, _ in some:
-                    connection.release()
             await asyncio.sleep(SWEEP_S)
+            self._hand_over(successor)
+
+    def _hand_over(self, successor: Sender) -> None:
+        waiting = [(connection, connection.descriptor) for connection in self._connections]
+        waiting = [each for each in waiting if each[1] >= 0]
+        for first in range(0, len(waiting), AT_ONCE):
+            some = waiting[first : first + AT_ONCE]
+            if not successor.send([descriptor for _, descriptor in some]):
+                break
+            for connection, _ in some:
+                connection.release()
 
     async def _ended_before(self, deadline: float, *, connections: bool = True) -> None:
         try:
