@@ -69,6 +69,11 @@ class Shedder:
         self._hold_s += (hold_s - self._hold_s) * max(self.terms.smoothing, 1.0 / self._num)
         self._freed_at = now
 
+    @property
+    def hold_s(self) -> float:
+        """How long a slot is held on average; 0 while nothing is known."""
+        return self._hold_s
+
     def had_room(self, now: float) -> None:
         """There was a free slot: however long nothing has become free by then, nobody has waited for it."""
         if now > self._freed_at:
