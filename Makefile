@@ -60,7 +60,7 @@ prove-quotas: ## quotas in full: 100,000 simulated worlds, minutes of 200 caller
 	REPLAYED_SEEDS=1000 $(RUN) pytest tests/cache/test_simulation.py
 	$(RUN) pytest -s -m 'slow or not slow' tests/quotas
 
-prove-resilience: ## upstreams that fail and are slow, and three minutes and a half of outage over sockets
+prove-resilience: ## upstreams that fail and are slow; minutes of outage over sockets
 	@deploy/install dev
 	$(RUN) pytest -s -m "slow or not slow" tests/resilience
 

@@ -247,10 +247,6 @@ class BreakerConfig(Schema, frozen=True):
     )
     probes_to_close: Annotated[Count, Meta(description="Probes in a row that must succeed.")] = BREAKER.probes_to_close
 
-    def __post_init__(self) -> None:
-        if self.max_open_s < self.open_s:
-            raise ValueError(f"max_open_s is {self.max_open_s:g}, expected at least open_s, {self.open_s:g}")
-
     def terms(self) -> BreakerTerms:
         """Give what the policy is told."""
         return BreakerTerms(

@@ -96,6 +96,10 @@ def check(config: Config) -> Iterator[Flaw]:
     for name, upstream in config.upstreams.items():
         yield from _check_url(("upstreams", name, "url"), upstream.url)
         yield from _check_concurrency(("upstreams", name, "concurrency"), upstream.concurrency)
+        if upstream.breaker.max_open_s < upstream.breaker.open_s:
+            longest_s, first_s = upstream.breaker.max_open_s, upstream.breaker.open_s
+            message = f"`max_open_s` is {longest_s:g}, expected at least `open_s`, {first_s:g}"
+            yield Flaw(("upstreams", name, "breaker"), message)
     yield from _check_store(config.store)
     if config.keys and config.policies:
         yield Flaw(("keys",), "stands beside `policies`; keys are named there, or here in the simplest case, not both")
@@ -188,6 +192,8 @@ def _check_model(path: tuple[str, ...], model: ModelConfig, upstreams: Mapping[s
         yield Flaw((*path, "upstream_model"), "has no meaning beside `engine`")
     if model.engine and model.tokenizer:
         yield Flaw((*path, "tokenizer"), "has no meaning beside `engine`, which brings its own")
+    if model.hedge is not None and len(model.upstreams) < 2:
+        yield Flaw((*path, "hedge"), "expected two upstreams at least, one to be late and one to be asked instead")
     if model.engine and model.engine.num_blocks and model.engine.kv_memory_bytes:
         yield Flaw((*path, "engine", "num_blocks"), "expected either `num_blocks` or `kv_memory_bytes`, got both")
     for index, name in enumerate(model.upstreams):

@@ -131,6 +131,14 @@ def test_a_configuration_is_frozen(tmp_path: Path) -> None:
             "3:9: store.cluster: mixes redis:// and rediss://; either all speak TLS, or none does",
         ),
         (
+            "models: {m: {upstreams: [u]}}\nupstreams: {u: {url: http://h, breaker: {open_s: 9}}}",
+            "2:32: upstreams.u.breaker: `max_open_s` is 3, expected at least `open_s`, 9",
+        ),
+        (
+            "models: {m: {upstreams: [u], hedge: {}}}\nupstreams: {u: {url: http://h}}",
+            "1:30: models.m.hedge: expected two upstreams at least, one to be late and one to be asked instead",
+        ),
+        (
             UPSTREAM + "store: {username: me}",
             "3:9: store.username: has a meaning beside `url`, `cluster` or `sentinels` only",
         ),
