@@ -266,8 +266,8 @@ class Supervisor:
         with handover:
             if former is not None:
                 self._retired.append(former)
-                self._dismiss(former, HAND_OVER, handover)
                 say(f"worker {successor.pid} has taken over; worker {former.pid} finishes what it runs")
+                self._dismiss(former, HAND_OVER, handover)
 
     def _dismiss(self, child: Child, order: bytes, handover: socket.socket | None = None) -> None:
         """Have a worker drain and end."""
