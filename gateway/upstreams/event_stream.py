@@ -24,6 +24,7 @@ TERMINAL = b"data: [DONE]\n\n"
 _BOUNDARY = re.compile(rb"\n\n|\n\r\n?|\r\r\n?")
 _BOUNDARY_BYTES = 3
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_HARMLESS = re.compile(rb"(?:(?:(?::|event|id|retry)[^\r\n]*)?(?:\r\n|\n|\r))+")  # comments, and fields without data
 
 
 class EventStream:
@@ -107,8 +108,8 @@ class EventStream:
                 self.done = True
                 kept.append(event)
                 break
-            if data is None:  # comments and other fields
-                if self.begun:
+            if data is None:
+                if self.begun and _HARMLESS.fullmatch(event):
                     kept.append(event)
                 continue
             peek = self._peek(data)

@@ -278,6 +278,80 @@ async def test_an_upstream_that_hangs_is_left_by_the_clock_that_runs_out(
     assert bool(done) is defended
 
 
+GOOD = 'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+
+
+class Trusting:
+    """An event stream that nobody looks into: bytes pass, and their end is the end."""
+
+    def __init__(self, *, hide_usage: bool = False) -> None:
+        self.done, self.begun, self.holding, self.error = False, False, False, None
+
+    def feed(self, chunk: bytes) -> Event | None:
+        self.begun = True
+        return Event(raw=chunk)
+
+    def finish(self) -> Event | None:
+        self.done = True
+        return None
+
+
+@pytest.mark.parametrize("defended", [True, False])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "data: {garbage\n\n",
+        "data: garbage\n\n",
+        'data: ["garbage"]\n\n',
+        'data: {"choices": "\xff garbage"}\n\n',
+        "data: {\r\rdata: garbage\r\r",
+        "\x1f\x8b garbage",
+        "<html>garbage</html>",
+        ": comment\n\ndata: {garbage",
+        "data: " + "garbage" * 200_000,
+        'data: {"error": {"message": "x"}}\n\ndata: {"garbage": 1}\n\n',
+        "",
+    ],
+    ids=["cut", "word", "list", "no utf-8", "cr", "gzip", "html", "torn", "endless", "error", "nothing"],
+)
+async def test_garbage_behind_a_good_event_is_an_error_and_not_forwarded(
+    garbage: str, defended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not defended:
+        monkeypatch.setattr("gateway.upstreams.http.EventStream", Trusting)
+    async with site(retry=ONCE) as it:
+        response = await it.ask({"pieces": [GOOD, *([garbage] if garbage else [])]}, stream=True)
+
+    told = response.text.removeprefix(GOOD).removeprefix(": comment\n\n")
+    assert response.status_code == 200
+    assert told.startswith('data: {"error":') is (defended or '"error"' in garbage)
+    assert ("garbage" not in told and told.count("data:") == 1) is defended
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("cut", [1, 2, 3, 7, 64])
+async def test_whatever_the_protocol_allows_arrives_whole(newline: str, cut: int) -> None:
+    """A byte order mark, comments, no space, data on two lines, a character of several bytes, at every cut."""
+    first = json.dumps({"choices": [{"index": 0, "delta": {"content": "é…"}}]}, ensure_ascii=False)
+    lines = ["\ufeff: hello", "", "data:" + first, "", 'data: {"choices": [{"index": 0,', 'data: "delta": {}}]}', ""]
+    lines += [
+        "event: x",
+        'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
+        "",
+        "data:[DONE]",
+        "",
+        "",
+    ]
+    stream = newline.join(lines).encode().decode("latin-1")
+    async with site(retry=ONCE) as it:
+        response = await it.ask({"pieces": [stream], "cut_bytes": cut}, stream=True)
+
+    assert response.status_code == 200
+    assert "é…" in response.content.decode()
+    assert "error" not in response.text
+    assert response.text.replace("\r\n", "\n").replace("\r", "\n").endswith("data:[DONE]\n\n")
+
+
 # Storms.
 
 

@@ -50,6 +50,7 @@ class Seen:
     body: bytes
     ending: str | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended_at: float = 0.0  # loop seconds
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -121,6 +122,7 @@ class Upstream:
             else:
                 seen.ending = "left"
         finally:
+            seen.ended_at = asyncio.get_running_loop().time()
             answering.cancel()
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
