@@ -80,6 +80,7 @@ class Scheduler:
         self.waiting = WaitingQueue(order)
         self.rations = Rations()
         self.num_preemptions = 0
+        self.num_shelved = 0  # of those, the ones that had no token to produce anyway
         self.num_cached_tokens = 0  # of prompts, found at their first admission
         self._order = order
         self._forget = forget
@@ -362,6 +363,7 @@ class Scheduler:
         sequence.num_preemptions += 1
         self.num_preemptions += 1
         if sequence in self.rations.parked:
+            self.num_shelved += 1
             self.rations.shelve(sequence)
         else:
             self._gave_way.add(sequence)

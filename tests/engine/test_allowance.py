@@ -323,3 +323,17 @@ def test_grants_from_another_thread_lose_nobody() -> None:
 
     for name in allowances:
         assert tokens(listener.of(name)) == runner.undisturbed((1, 2, 3), 40)
+
+
+def test_those_who_wait_for_a_quota_and_give_way_by_dozens_are_no_storm() -> None:
+    runner, listener = ScriptedRunner(), Listener()
+    served = engine(runner, listener, max_sequences=20)
+    for number in range(20):
+        served.submit(request(f"short-{number}", Allowance(1)))
+    drive(served)
+    for number in range(20):
+        served.submit(request(f"other-{number}", None))
+    drive(served)
+
+    assert served.stats.preemptions == 20
+    assert served.stats.preemption_storms == 0
