@@ -191,9 +191,10 @@ async def test_gateways_that_do_not_share_their_books_are_found_out(tmp_path: Pa
 
 
 def exhausted(outcome: Outcome) -> bool:
-    """Tell whether the day's budget was used up: not one token early, and none past it but those that are reported."""
+    """Tell whether the day's budget was used up: not one token early, and past it only overshoot."""
     past = sum(call.overshoot for call in outcome.calls if call.bearer == "lab")
-    return charges(outcome.calls, outcome.policy)[LAB_DAY] - past == limits_of(outcome.policy)[LAB_DAY].capacity
+    used, capacity = charges(outcome.calls, outcome.policy)[LAB_DAY], limits_of(outcome.policy)[LAB_DAY].capacity
+    return capacity <= used <= capacity + past
 
 
 @pytest.mark.slow
