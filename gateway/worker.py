@@ -21,7 +21,7 @@ from gateway.access_log import AccessLog
 from gateway.app import App
 from gateway.assembly import SWITCH_S, StartError, assemble
 from gateway.config import Listen, LogTarget
-from gateway.http.handover import Receiver, Sender
+from gateway.http.handover import Sender
 from gateway.http.limits import ServerLimits
 from gateway.http.message import HttpRequest, Responder
 from gateway.http.server import Server
@@ -95,7 +95,7 @@ async def serve(loaded: Loaded, post: Post) -> int:
             settle_memory()
             if post.relieves is not None:
                 await server.start(post.listener)
-                Receiver(post.relieves, server.adopt)
+                server.relieve(post.relieves)
             post.line.send(READY)
             say(announcement(loaded, url))
             await stop.asked.wait()

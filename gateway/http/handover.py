@@ -47,21 +47,31 @@ class Sender:
 
 
 class Receiver:
-    """The end of who comes. Gives each socket to `take`, until the other end is closed."""
+    """The end of who comes. Gives each socket to `take`, until the other end is closed; then calls `ended`."""
 
-    def __init__(self, end: socket.socket, take: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self, end: socket.socket, take: Callable[[socket.socket], None], ended: Callable[[], None] | None = None
+    ) -> None:
         end.setblocking(False)
         self._end = end
         self._take = take
+        self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(end.fileno(), self._read)
         self.received = 0
 
     def close(self) -> None:
         """Take no more."""
-        if self._end.fileno() >= 0:
+        if self.open:
             self._loop.remove_reader(self._end.fileno())
             self._end.close()
+            if self._ended is not None:
+                self._ended()
+
+    @property
+    def open(self) -> bool:
+        """Whether more may come."""
+        return self._end.fileno() >= 0
 
     def _read(self) -> None:
         """Take what has come: one message at a time, so that others get a turn."""

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 
 from gateway.http.connection import Connection
-from gateway.http.handover import AT_ONCE, Sender
+from gateway.http.handover import AT_ONCE, Receiver, Sender
 from gateway.http.limits import ServerLimits
 from gateway.http.message import Application
 from gateway.http.outbox import Outbox
@@ -34,6 +34,7 @@ class Server:
         self._successor: Sender | None = None
         self._outbox: Outbox | None = None
         self._adopting: set[asyncio.Task[object]] = set()
+        self._predecessor: Receiver | None = None
 
     @property
     def connections(self) -> int:
@@ -62,6 +63,11 @@ class Server:
                 ssl_handshake_timeout=self.limits.head_s if self._ssl_context is not None else None,
             )
         )
+
+    def relieve(self, end: socket.socket) -> Receiver:
+        """Take over the connections that come through a socket, from whoever drains at its other end."""
+        self._predecessor = Receiver(end, self.adopt, self._changed.set)
+        return self._predecessor
 
     def adopt(self, sock: socket.socket) -> None:
         """Take over a connection that another process has served so far. Its next request is ours."""
@@ -111,11 +117,19 @@ class Server:
             self._successor = None
             if sweeping is not None:
                 sweeping.cancel()
+            if self._predecessor is not None:
+                self._predecessor.close()
             for task in (*self.tasks, *self._adopting):
                 task.cancel()
             for connection in tuple(self._connections):
                 connection.abort()
         await self._ended_before(loop.time() + self.limits.linger_s)
+
+    @property
+    def _relays(self) -> bool:
+        """Whether connections may still come that are to be handed on: they would be lost with this process."""
+        expects = self._adopting or (self._predecessor is not None and self._predecessor.open)
+        return self.relieved and bool(expects)
 
     def _connection(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -125,6 +139,7 @@ class Server:
 
     def _adopted(self, task: "asyncio.Task[object]") -> None:
         self._adopting.discard(task)
+        self._changed.set()
         if not task.cancelled():
             task.exception()  # its client has gone meanwhile: nobody is left to be told
 
@@ -147,7 +162,7 @@ class Server:
     async def _ended_before(self, deadline: float, *, connections: bool = True) -> None:
         try:
             async with asyncio.timeout_at(deadline):
-                while self.tasks or (connections and self._connections):
+                while self.tasks or (connections and (self._connections or self._relays)):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.http.handover import Receiver, Sender
+from gateway.http.handover import Sender
 from gateway.http.message import HttpRequest, Responder
 from gateway.http.server import Server
 
@@ -37,7 +37,7 @@ class Pair:
         self.old, self.new = Server(self.old_application), Server(self.new_application)
         sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sender = Sender(sending)
-        self.receiver = Receiver(receiving, self.new.adopt)
+        self.receiver = self.new.relieve(receiving)
         self.port = 0
         self.draining: asyncio.Task[None] | None = None
 
@@ -184,3 +184,34 @@ async def test_many_connections_are_handed_over_at_once(number: int) -> None:
 
     assert all(answer.endswith(b"new") for answer in answers)
     assert servers.receiver.received == number
+
+
+async def test_who_is_relieved_itself_hands_on_what_still_comes() -> None:
+    """Two restarts, the second before the first one's stream has ended: nobody in between goes too soon."""
+    async with pair() as servers:
+        sock = await servers.client()
+        servers.old_application.go.clear()
+        sock.sendall(REQUEST)
+        while servers.old_application.asked < 2:
+            await asyncio.sleep(0)
+        idle = await servers.connect()
+        while servers.old.connections < 2:
+            await asyncio.sleep(0)
+        third = Server(Named("third new"))
+        sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        last = third.relieve(receiving)
+        relayed = asyncio.ensure_future(servers.new.drain(30, successor=Sender(sending)))
+        await asyncio.sleep(0.05)
+        waited = not relayed.done()
+        await servers.old.drain(0.1, successor=servers.sender)
+        servers.sender.close()
+        await relayed
+        sending.close()
+        answer = await servers.ask(idle)
+        sock.close()
+        idle.close()
+        await third.drain(0)
+
+    assert waited
+    assert answer.endswith(b"third new")
+    assert not last.open

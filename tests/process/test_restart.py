@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.process.children import Process
@@ -229,7 +230,30 @@ async def test_an_engine_drains_before_the_next_one_starts(start: Start, tmp_pat
     assert again.status == 200
 
 
+def runs(pid: int) -> bool:
+    """Whether a process has not ended, collected or not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 async def expect_running(client: PlainClient) -> None:
     """Wait until a call is under way."""
     while b'"stage":"running"' not in (await client.ask("GET", "/v1/requests")).body:
         await asyncio.sleep(0.01)
+
+
+async def test_a_worker_outlives_its_supervisor_by_no_more_than_its_drain(start: Start, tmp_path: Path) -> None:
+    async with serving(start, tmp_path, drain_s=0.3) as (process, port, upstream), PlainClient(port) as client:
+        [worker] = process.children()
+        await client.send("POST", CHAT, asked(stream=True, script={"hang_at": 2}))
+        while not upstream.active:
+            await asyncio.sleep(0.01)
+        process.send(signal.SIGKILL)
+        await expect(process, "the supervisor is gone")
+        streamed = await client.receive()
+        while runs(worker):
+            await asyncio.sleep(0.02)
+
+    assert streamed.body.count(b'"code":"draining"') == 1
