@@ -150,6 +150,8 @@ class Scheduler:
         shed: list[Sequence] = []
         if not prefill_tokens_per_s or not self._deadlines:
             return shed
+        if (self._deadlines[0][0] - now) * prefill_tokens_per_s >= self._limit:  # there is time for the longest prompt
+            return shed
         while (head := self.waiting.head()) is not None and self._is_hopeless(head, now, prefill_tokens_per_s):
             self.finish(head, FinishReason.ERROR)
             shed.append(head)
