@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 import pytest
 
 from engine.batch import Batch, Sampled
+from engine.careful import Careful, Portion
 from engine.config import EngineConfig
 from engine.loop import Engine
 from engine.meter import Meter
@@ -177,3 +178,32 @@ def test_a_storm_of_preemptions_is_counted_once_until_it_is_over() -> None:
         seen.append(meter.storms)
 
     assert (seen[2], seen[42], seen[82], seen[-1]) == (0, 1, 1, 2)
+
+
+# What the same would be without the care.
+
+
+def test_without_it_one_culprit_fails_the_whole_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Careful, "_apart", lambda self, failed: [failed])
+    runner = ScriptedRunner()
+    runner.fail_on = {"b"}
+    engine, answers = serving(runner, max_sequences=4)
+    submit(engine, ["a", "b", "c"])
+    drive(engine)
+
+    assert answers.failed() == {"a", "b", "c"}
+
+
+def test_without_it_a_shortage_of_memory_fails_everybody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Careful, "_with_less", lambda self, batch: [Portion(batch, (), MemoryError())])
+    runner = Faulty(num_blocks=256)
+    runner.room = 30
+    engine, answers = serving(runner, max_sequences=20, max_batch_tokens=64)
+    submit(engine, [f"r{number}" for number in range(20)])
+    drive(engine)
+
+    assert len(answers.failed()) == 20

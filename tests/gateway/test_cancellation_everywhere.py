@@ -247,6 +247,15 @@ async def serving(kind: str, stream: bool, wire: bool, loaded: LoadedModel) -> A
             engine._engine.scheduler.pool.check_integrity()
 
 
+async def test_what_is_not_given_back_is_noticed(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test below would hold of anything."""
+    async with serving("engine", True, False, loaded) as served:
+        monkeypatch.setattr(Journal, "leave", lambda self, place: None)
+        await end_at(served, 3, "left")
+        with pytest.raises(AssertionError, match=r"== set\(\)"):
+            await settled(served, len(served.records) - 1)
+
+
 @pytest.mark.parametrize("way", ["left", "cancelled"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("wire", [False, True], ids=["memory", "wire"])  # where the limits are kept

@@ -35,6 +35,9 @@ def fragile(self, batch):
     return run(self, batch)
 
 CpuRunner.run = fragile
+if "DEFENCELESS" in os.environ:
+    from gateway.journal import Docket, Verdict
+    Docket.verdict = lambda self, fingerprint: Verdict.FREE
 sys.exit(main(["serve", "--config", "penstock.yaml"]))
 """
 FATAL, HANGING, GOOD, OTHER = [13] * 3, [14] * 3, [15] * 3, [16] * 3
@@ -47,13 +50,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def serving(start: Start, folder: Path, model: Path, *, step_timeout_s: float = 60) -> AsyncIterator["Served"]:
+async def serving(
+    start: Start, folder: Path, model: Path, *, step_timeout_s: float = 60, **environ: str
+) -> AsyncIterator["Served"]:
     (folder / "penstock.yaml").write_text(
         f"listen: {{port: 0}}\nkeys: {{alice: env:ALICE_KEY, bob: env:BOB_KEY}}\n"
         f"models: {{m: {{engine: {{path: {model}, threads: 1, num_blocks: 64, step_timeout_s: {step_timeout_s}}}}}}}\n"
         "telemetry: {access_log: off}\n"
     )
-    process = start("-c", SCRIPT, ALICE_KEY="alices-key", BOB_KEY="bobs-secret")
+    process = start("-c", SCRIPT, ALICE_KEY="alices-key", BOB_KEY="bobs-secret", **environ)
     served = Served(process)
     await served.up()
     yield served
@@ -121,6 +126,17 @@ async def test_a_request_that_kills_the_worker_twice_is_not_tried_again(
     assert metrics['penstock_errors_total{error="quarantined"}'] == 3
     assert "deaths; it is quarantined" in said
     assert "13, 13" not in said
+
+
+async def test_without_quarantine_it_would_kill_the_worker_again_and_again(
+    start: Start, tmp_path: Path, model: Path
+) -> None:
+    async with serving(start, tmp_path, model, DEFENCELESS="1") as served:
+        for _ in range(4):
+            await served.dies_of(FATAL)
+        metrics = await served.metrics()
+
+    assert metrics["penstock_worker_deaths"] == 4
 
 
 async def test_those_who_were_in_flight_with_it_are_tried_one_at_a_time(
