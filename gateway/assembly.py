@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from gateway.app import App, Bounds, build
+from gateway.breaker_hints import BreakerHints
 from gateway.call import Model, PromptEncoder
 from gateway.config import DEMO, Concurrency, EngineModel, ModelConfig, UpstreamConfig
 from gateway.http.client import Client
@@ -77,6 +78,9 @@ async def assemble(
             models[name] = await proxied(name, model, upstreams, loaded)
         else:
             models[name] = await local(name, model, model.engine, loaded, metrics, readiness, give_up)
+    board = quotas.board
+    if board is not None:
+        quotas.accompany(BreakerHints(models.values(), board).run())
     bounds = Bounds(
         config.listen.request_timeout_s,
         config.admission.max_waiting,

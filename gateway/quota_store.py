@@ -6,14 +6,16 @@ settings let it evict quotas is another matter: with `eviction: refuse` the star
 only later is complained of.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 
 from cache.embedded import EmbeddedStore
 from cache.errors import StoreError
 from cache.guard import Health
 from cache.ledger import Ledger
 from cache.redis_address import Door, parse_url
+from cache.redis_board import RedisBoard
 from cache.redis_link import Patience
 from cache.redis_store import RedisStore
 from cache.redis_topology import Cluster, Single, Topology
@@ -47,12 +49,22 @@ class QuotaStore:
         self.ledger = Ledger(
             EmbeddedStore() if self._redis is None else self._redis, replicas=config.replicas, lease_s=config.lease_s
         )
+        self._companions: list[asyncio.Task[None]] = []
         self._forgotten = 0
         self._down_since: float | None = None
         self._degraded_s = 0.0
         self.ledger.on_change(self._changed)
         if self._redis is not None:
             self._redis.on_forgotten(self._has_forgotten)
+
+    @property
+    def board(self) -> RedisBoard | None:
+        """Where replicas leave each other notes; None where no store is shared."""
+        return None if self._redis is None else RedisBoard(self._redis.topology)
+
+    def accompany(self, work: Coroutine[None, None, None]) -> None:
+        """Do something beside the store, for as long as it is open."""
+        self._companions.append(asyncio.get_running_loop().create_task(work))
 
     @property
     def where(self) -> str:
@@ -80,6 +92,9 @@ class QuotaStore:
 
     async def aclose(self) -> None:
         """Settle what is left to settle, as far as the store answers, and hang up."""
+        for task in self._companions:
+            task.cancel()
+        await asyncio.gather(*self._companions, return_exceptions=True)
         await self.ledger.__aexit__(None, None, None)
         if self._redis is not None:
             await self._redis.aclose()
