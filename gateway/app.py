@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
+from gateway.admission_metrics import AdmissionNumbers
 from gateway.call import Handler, Model, Stage, compose
 from gateway.dispatch import Dispatch
 from gateway.edge import JSON, CallEndpoint, answer_headers
@@ -141,8 +142,7 @@ def build(
     vacancy = Vacancy(
         [model.upstreams for model in models.values()], max_waiting=bounds.max_waiting, max_wait_s=bounds.max_wait_s
     )
-    metrics.watch("requests_waiting", "Requests that wait for room.", lambda: vacancy.num_waiting)
-    metrics.watch("requests_shed", "Requests told at once that they would wait too long.", lambda: vacancy.num_shed)
+    metrics.watch_families(AdmissionNumbers(vacancy, models).families)
     metrics.watch_families(RecoveryNumbers(models).families)
     record = Record(metrics, sinks)
     admit = Admit(vacancy)

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from gateway.admission_metrics import AdmissionNumbers
 from gateway.call import Call, ChatPrompt, Event, FinishReason, Operation, Reply, Request, Single, TokenCount, Usage
 from gateway.errors import DeadlineExceeded, Overloaded
 from gateway.generation import Generation
@@ -514,3 +515,30 @@ async def test_a_caller_who_leaves_the_room_is_charged_nothing() -> None:
     calls = [(name, routed(upstream, tenant=name)) for name in ("gone", "here")]
 
     assert await order(vacancy, upstream, *calls) == ["gone", "here"]
+
+
+# Metrics.
+
+
+async def test_what_waits_and_how_full_each_upstream_is_can_be_read() -> None:
+    full, free = InProcess(slots=2, name="full"), InProcess(name="free")
+    full.leased = 2
+    vacancy, served = Vacancy([(full,), (free,)]), model("m", full, free)
+    waiting = asyncio.ensure_future(Admit(vacancy)(routed(full), answer))
+    await asyncio.sleep(0)
+
+    told = {
+        (sample.name, sample.labels.get("upstream")): sample.value
+        for family in AdmissionNumbers(vacancy, {"m": served}).families()
+        for sample in family.samples
+    }
+
+    assert told == {
+        ("penstock_requests_waiting", None): 1,
+        ("penstock_requests_shed_total", None): 0,
+        ("penstock_upstream_in_flight", "full"): 2,
+        ("penstock_upstream_in_flight", "free"): 0,
+        ("penstock_upstream_limit", "full"): 2,
+    }
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
