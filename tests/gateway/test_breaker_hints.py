@@ -1,6 +1,8 @@
 """Hints between replicas: one says that its breaker opened, and the others believe their own failures sooner."""
 
+import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 
@@ -11,13 +13,18 @@ from cache.redis_address import Address, Door
 from cache.redis_board import RedisBoard
 from cache.redis_link import Patience
 from cache.redis_topology import Single
+from gateway.assembly import assemble
 from gateway.breaker_hints import NOTE_S, Board, BreakerHints
 from gateway.call import Model
+from gateway.loading import load
+from gateway.metrics import Metrics
+from gateway.quota_store import QuotaStore
 from gateway.recovery import Recovery
 from policies.breaker import BreakerTerms, Cause, CircuitBreaker, State
 from policies.outcome import Outcome
 from tests.rig.in_process import InProcess
 from tests.rig.redis_server import RedisServer
+from tests.rig.upstream import eventually
 
 TERMS = BreakerTerms(consecutive=10, hinted_consecutive=3)
 
@@ -145,3 +152,26 @@ async def test_what_opened_while_the_store_was_down_is_told_when_it_is_back(memo
     await one.hints.look()
 
     assert list(memory.notes) == ["breaker:m:up"]
+
+
+async def test_two_gateways_over_one_redis_hear_of_each_other(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(RedisServer(tmp_path))
+        (tmp_path / "penstock.yaml").write_text(
+            "models: {m: {upstreams: [u]}}\nupstreams: {u: {url: 'http://127.0.0.1:1'}}\n"
+            f"store: {{url: 'unix://{server.path}'}}\n"
+        )
+        loaded = load(tmp_path / "penstock.yaml", environ={})
+        breakers: list[CircuitBreaker] = []
+        for _ in range(2):
+            quotas = QuotaStore(loaded.config.store, loaded.secrets, say=print)
+            app = await assemble(loaded, Metrics("test"), [], quotas)
+            stack.push_async_callback(quotas.aclose)
+            stack.push_async_callback(app.aclose)
+            breakers += app._models[0].recovery.breakers.values()
+
+        opened, other = breakers
+        opened.trip(time.monotonic(), Cause.FAILURE_RATE)
+        await eventually(lambda: other._hinted_until > time.monotonic(), within_s=20.0)
+
+        assert other.state is State.CLOSED
