@@ -2,7 +2,7 @@
 
     python -m bench.redis_faults [--seconds 3] [--rate 40] [--json FILE]
 
-Two gateways share a Redis behind a network of ours, with the default deadlines (50 ms for an answer, 100 ms for a
+Two gateways share a Redis behind a network of ours, with the default deadlines (45 ms for an answer, 100 ms for a
 connection). Calls of each mode come at a steady rate, whatever became of those before: `strict` callers are refused
 while Redis is down, `loose` ones are held to a replica's share, `bare` ones have no limits and are the control. Times
 are from when a call was due to its last byte, in ms; `p99 once noticed` leaves the first half second of a fault out.

@@ -333,7 +333,9 @@ class StoreConfig(Schema, frozen=True):
     ca_file: (
         Annotated[str, Meta(min_length=1, description="PEM file of trusted roots, relative to this file.")] | None
     ) = None
-    timeout_ms: Annotated[int, Meta(ge=1, le=10_000, description="For an answer of the store.")] = 50
+    timeout_ms: Annotated[
+        int, Meta(ge=1, le=10_000, description="For an answer; who waits it out is told within 50.")
+    ] = 45
     connect_timeout_ms: Annotated[int, Meta(ge=1, le=10_000, description="To be connected, TLS included.")] = 100
     replicas: Annotated[
         int,

@@ -79,7 +79,7 @@ class Rig:
 
 
 @contextmanager
-def rig(folder: Path, *, replicas: int = 2, timeout_ms: int = 50, slow: Latency = SLOW) -> Iterator[Rig]:
+def rig(folder: Path, *, replicas: int = 2, timeout_ms: int = 45, slow: Latency = SLOW) -> Iterator[Rig]:
     """Start everything. `timeout_ms` is what gateways wait for Redis, `slow` what makes it slow."""
     text = policy_text()
     with ExitStack() as ending:
