@@ -23,7 +23,7 @@ from policies.shedding import Shedder, SheddingTerms
 from policies.tenant import STANDING
 from policies.waiting_room import WaitingRoom
 
-LOOK_AGAIN_S = 0.05
+LOOK_AGAIN_S = 0.01
 
 
 class Turn:
