@@ -6,9 +6,11 @@ import asyncio
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.errors import Overloaded
-from tests.rig.shop import Gate, Shop, arrivals, p99
+from tests.rig.shop import Gate, Shop, Visit, arrivals, p99
 from tests.rig.virtual_time import START, run_virtually
 
 SLOTS, SERVICE_S = 50, 0.5
@@ -93,3 +95,64 @@ def test_an_upstream_that_becomes_slow_sheds_at_once_and_serves_what_it_can_in_t
     assert sum(each.seconds == 0.0 for each in shed) >= 0.8 * len(shed)  # the others waited before it was known
     assert max(each.seconds for each in shed) <= 10.1
     assert all(each.seconds <= 20.0 for each in gate.outcomes if each.good)
+
+
+def test_who_comes_back_when_told_is_served_at_once_if_nobody_else_came() -> None:
+    async def main() -> tuple[Gate, Visit]:
+        gate = Gate(Shop(slots=SLOTS))
+        known = [Visit(START + 0.01 * i, service_s=SERVICE_S) for i in range(100)]
+        crowd = [Visit(START + 5, service_s=SERVICE_S * (0.5 + i % 50 / 49), patience_s=20.0) for i in range(250)]
+        hasty = Visit(START + 5.1, service_s=SERVICE_S, patience_s=1.1 * SERVICE_S, retries=1)
+        await gate.open([*known, *crowd, hasty])
+        return gate, hasty
+
+    gate, hasty = run_virtually(main())
+
+    (outcome,) = gate.between(hasty.at, hasty.at + 0.01)
+    ((_, _, told_s),) = gate.refusals
+    assert outcome.tries == 2
+    assert outcome.good
+    assert outcome.seconds == pytest.approx(told_s + SERVICE_S, abs=0.05)
+
+
+visits = st.lists(
+    st.tuples(
+        st.sampled_from("ab"),
+        st.floats(0, 2),  # when it comes
+        st.floats(0.01, 0.5),  # how long it is served
+        st.floats(0.01, 1.5),  # when it leaves
+        st.integers(0, 1),  # how often it comes back
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(visits, st.integers(1, 4), st.integers(0, 8))
+def test_whoever_comes_and_goes_nothing_stays_behind_and_no_slot_is_idle_while_somebody_waits(
+    asked: list[tuple[str, float, float, float, int]], slots: int, max_waiting: int
+) -> None:
+    async def main() -> Gate:
+        gate = Gate(Shop(slots=slots), max_waiting=max_waiting)
+        queue = gate.vacancy.queue_of((gate.shop,))
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(0.0173)
+                assert not len(queue) or gate.shop.leased == slots
+                assert len(queue) <= max_waiting
+
+        watching = asyncio.ensure_future(watch())
+        await gate.open([Visit(START + at, who, service, left, 5, again) for who, at, service, left, again in asked])
+        assert not watching.done(), watching.exception()
+        watching.cancel()
+        return gate
+
+    gate = run_virtually(main())
+
+    queue = gate.vacancy.queue_of((gate.shop,))
+    assert len(gate.outcomes) == len(asked)
+    assert (gate.shop.leased, gate.shop.running, len(queue)) == (0, 0, 0)
+    assert queue._awaited == {}
+    assert queue._timer is None
