@@ -33,7 +33,11 @@ def monotonic_us() -> int:
 
 
 class Ledger:
-    """Reservations over one store. `replicas` is how many gateways share it, for the shares they hold without it."""
+    """Reservations over one store. `replicas` is how many gateways share it, for the shares they hold without it.
+
+    A reservation that reaches the store later than `patience_s` after it was sent is not made any more: whoever asked
+    has been told otherwise by then. At most 5 s, as long as the store surely remembers.
+    """
 
     def __init__(
         self,
@@ -41,11 +45,13 @@ class Ledger:
         *,
         replicas: int = 1,
         lease_s: float = 30.0,
+        patience_s: float = 0.5,
         close_s: float = 2.0,
         clock: Callable[[], int] = monotonic_us,
     ) -> None:
         self.clock = clock
         self.lease_us = round(lease_s * 1_000_000)
+        self.patience_us = round(patience_s * 1_000_000)
         self.rehearses = False
         self.replicas = replicas
         self._close_s = close_s

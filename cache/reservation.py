@@ -117,7 +117,7 @@ class Reservation:
         self._home: Home | None = None
         self._extension: asyncio.Task[None] | None = None
         self._final = False  # the last answer cut the grant: asking ahead again is of no use
-        self.holder = Holder(name, rules, lease_us=ledger.lease_us, exact=exact)
+        self.holder = Holder(name, rules, lease_us=ledger.lease_us, patience_us=ledger.patience_us, exact=exact)
         self.edge: Limit | None = None
         self.tight: Limit | None = None
         self.tried: tuple[Step, Answer] | None = None

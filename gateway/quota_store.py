@@ -23,6 +23,9 @@ from gateway.config import StoreConfig
 from gateway.quota_metrics import StoreState
 from policies.secret import Secret
 
+# How late a reservation may reach the store: as late as somebody waits for it, and a machine's hiccup more.
+LEAST_PATIENCE_S, MOST_PATIENCE_S = 0.5, 5.0
+
 Say = Callable[[str], None]
 
 
@@ -47,7 +50,10 @@ class QuotaStore:
         self._clock = clock
         self._redis = redis_of(config, secrets, ca_file)
         self.ledger = Ledger(
-            EmbeddedStore() if self._redis is None else self._redis, replicas=config.replicas, lease_s=config.lease_s
+            EmbeddedStore() if self._redis is None else self._redis,
+            replicas=config.replicas,
+            lease_s=config.lease_s,
+            patience_s=min(max(LEAST_PATIENCE_S, config.timeout_ms / 1e3), MOST_PATIENCE_S),
         )
         self._companions: list[asyncio.Task[None]] = []
         self._forgotten = 0
