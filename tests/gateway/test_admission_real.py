@@ -29,6 +29,7 @@ from tests.rig.shop import Shop, Visit, arrivals, p99
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SLOTS = 100
+MOST_LATE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Came:
     seconds: float
     status: int
     refused_ms: tuple[float, ...]  # how long each 503 took to come
+    late_s: float  # by which it came later than it was due
 
 
 def load(port: int, visits: Sequence[Visit], results: "multiprocessing.SimpleQueue[list[Came]]") -> None:
@@ -62,6 +64,7 @@ async def _load(port: int, visits: Sequence[Visit]) -> list[Came]:
 
     async def come(visit: Visit) -> None:
         due, refused, status = begun + visit.at, list[float](), 0
+        late_s = loop.time() - due
         message = {"role": "user", "content": str(visit.service_s)}
         body = json.dumps({"model": "m", "messages": [message]}).encode()
         timeouts = Timeouts(5.0, visit.patience_s, visit.patience_s)
@@ -82,7 +85,7 @@ async def _load(port: int, visits: Sequence[Visit]) -> list[Came]:
             later = response.header(b"retry-after-ms")
             if len(refused) <= visit.retries:
                 await asyncio.sleep(int(later or b"1000") / 1000)
-        came.append(Came(visit, loop.time() - due, status, tuple(refused)))
+        came.append(Came(visit, loop.time() - due, status, tuple(refused), late_s))
 
     async with asyncio.TaskGroup() as group:
         for visit in sorted(visits, key=lambda each: each.at):
@@ -110,6 +113,9 @@ async def run(shop: Shop, visits: Sequence[Visit]) -> tuple[list[Came], float]:
         share = (time.process_time() - cpu) / (time.monotonic() - wall)
     for task in tuple(shop.working):
         task.cancel()
+    late_s = p99([each.late_s for each in came])
+    if late_s > MOST_LATE_S:
+        pytest.skip(f"the machine is too busy to measure anything: one call in a hundred came {late_s:.2f} s late")
     return came, share
 
 
