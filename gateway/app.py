@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
-from gateway.admission_metrics import AdmissionNumbers
+from gateway.attempts.dispatch import Dispatch
+from gateway.attempts.recovery_metrics import RecoveryNumbers
 from gateway.call import Handler, Model, Stage, compose
-from gateway.dispatch import Dispatch
+from gateway.dry_run.explain import Explain
 from gateway.edge import JSON, CallEndpoint, answer_headers
 from gateway.endpoints import MODELS_PATH, Exposition, Models, Probe, Tokens
 from gateway.errors import GatewayError, Overloaded
-from gateway.explain import Explain
 from gateway.http.message import HttpRequest, Responder
 from gateway.identifier import request_id
 from gateway.identity.identity import Identity
-from gateway.journal import Docket, Journal
-from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.process.journal import Docket, Journal
+from gateway.process.readiness import Readiness
 from gateway.protocols.chat_answer import ChatStream, ChatWhole
 from gateway.protocols.chat_request import decode_chat
 from gateway.protocols.completion_answer import CompletionStream, CompletionWhole
@@ -28,8 +28,6 @@ from gateway.protocols.completion_request import decode_completion
 from gateway.protocols.dialect import Dialect
 from gateway.protocols.openai_error import error_body, error_event
 from gateway.protocols.resumed import ResumedStream
-from gateway.readiness import Readiness
-from gateway.recovery_metrics import RecoveryNumbers
 from gateway.requests_endpoint import REQUESTS_PATH, RequestsUnderWay
 from gateway.routes import Endpoint, Route, Routes, Visit
 from gateway.stages.admit import Admit
@@ -43,6 +41,8 @@ from gateway.stages.record import Record, Sink
 from gateway.stages.resolve import Resolve
 from gateway.stages.throttle import Throttle
 from gateway.stages.track import Track
+from gateway.telemetry.admission_metrics import AdmissionNumbers
+from gateway.telemetry.metrics import CONTENT_TYPE, Metrics
 from gateway.under_way import CallsUnderWay
 from gateway.vacancy import Vacancy
 

@@ -13,23 +13,23 @@ from hashlib import blake2b
 from pathlib import Path
 
 from gateway.app import App, Bounds, build
-from gateway.breaker_hints import BreakerHints
+from gateway.attempts.breaker_hints import BreakerHints
+from gateway.attempts.recovery import Recovery
 from gateway.call import Model, PromptEncoder
-from gateway.config import DEMO, Concurrency, EngineModel, ModelConfig, UpstreamConfig
+from gateway.configuration.config import DEMO, Concurrency, EngineModel, ModelConfig, UpstreamConfig
+from gateway.configuration.loading import Loaded
+from gateway.configuration.policy_files import PolicyFiles
 from gateway.http.client import Client
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
 from gateway.http.tls import client_context
 from gateway.identity.identity import Identity
 from gateway.identity.keyring import ApiKey, Keyring
-from gateway.loading import Loaded
-from gateway.metrics import Metrics
-from gateway.policy_files import PolicyFiles
-from gateway.quota_store import QuotaStore, UnfitStore
-from gateway.readiness import Readiness
-from gateway.recovery import Recovery
+from gateway.process.readiness import Readiness
+from gateway.process.supervisor import Post, say
+from gateway.quotas.store import QuotaStore, UnfitStore
 from gateway.stages.record import Sink
-from gateway.supervisor import Post, say
+from gateway.telemetry.metrics import Metrics
 from gateway.upstreams.http import Clocks, HttpUpstream
 from policies.breaker import BreakerTerms
 from policies.concurrency import (

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
+from gateway.attempts.recovery import Recovery
 from gateway.deadline import Clock
-from gateway.recovery import Recovery
 from gateway.scope import Scope
 from policies.outcome import Outcome
 from policies.tenant import Tenant, Terms
 
 if TYPE_CHECKING:
     from gateway.generation import Generation
-    from gateway.quota import Quota
+    from gateway.quotas.quota import Quota
     from gateway.upstreams.base import Upstream
 
 # What a body has for each token of its prompt, about: English is 4 to 5 and code 3 in today's vocabularies, other
@@ -250,9 +250,9 @@ class TokenCount(msgspec.Struct):
     """What `Bound` found: `input` is the count of all prompts together, an estimate where not `exact`.
 
     `output` is how many tokens each choice may bring, None where neither caller nor model nor policy says; all choices
-    together (`gateway.quota.num_choices`) that many times. `prompts` are the ids where an upstream wants them, so that
-    nothing is tokenised twice. `imposed` says that `output` is the policy's doing and not the caller's, so that it has
-    to be told to an upstream that reads the body.
+    together (`gateway.quotas.quota.num_choices`) that many times. `prompts` are the ids where an upstream wants them,
+    so that nothing is tokenised twice. `imposed` says that `output` is the policy's doing and not the caller's, so that
+    it has to be told to an upstream that reads the body.
     """
 
     input: int

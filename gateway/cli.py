@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gateway import __version__
 
 if TYPE_CHECKING:
-    from gateway.loading import Loaded
+    from gateway.configuration.loading import Loaded
 
 WRONG = 1
 
@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "check":
             return _check(given.config, secrets=not given.no_secrets)
         case "explain":
-            from gateway.explain_command import explain as explained
+            from gateway.dry_run.explain_command import explain as explained
 
             return explained(given.file, given.url, given.key, as_json=given.json)
         case "replay":
-            from gateway.replay_command import replay as replayed
+            from gateway.dry_run.replay_command import replay as replayed
 
             return replayed(given.log, given.policy, as_json=given.json)
         case "keys":
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(json.dumps(json_schema(), indent=2))
         case "settings":
-            from gateway.policy_reference import describe_policies
-            from gateway.settings import describe
+            from gateway.configuration.policy_reference import describe_policies
+            from gateway.configuration.settings import describe
 
             print(describe_policies() if given.policies else describe(), end="")
         case "version":
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _load(path: Path | None, *, secrets: bool) -> "Loaded | None":
     """Load what is to run; tells what is wrong, and gives None."""
-    from gateway.loading import FILE, demo, load
+    from gateway.configuration.loading import FILE, demo, load
     from policies.document import DocumentError
 
     if path is None and not Path(FILE).exists():
@@ -110,7 +110,7 @@ def _check(path: Path | None, *, secrets: bool) -> int:
     served = ", ".join(config.models)
     who = f"keys of {', '.join(config.keys)}" if config.keys else "no key, loopback only"
     if loaded.policy is not None:
-        from gateway.policy_files import described
+        from gateway.configuration.policy_files import described
 
         who = f"policy {loaded.policy.version}, {described(loaded.policy)}"
         for doubt in loaded.policy.doubts:
@@ -124,8 +124,8 @@ def _new_key(key_id: str, config: Path | None) -> int:
     import os
     import secrets
 
-    from gateway.config import Config
-    from gateway.loading import FILE
+    from gateway.configuration.config import Config
+    from gateway.configuration.loading import FILE
     from policies.document import DocumentError
     from policies.key import kept, new_key
     from policies.reader import read
@@ -149,8 +149,8 @@ def _new_key(key_id: str, config: Path | None) -> int:
 
 
 def _serve(path: Path | None) -> int:
-    from gateway import supervisor
-    from gateway.policy_memory import PolicyMemory
+    from gateway.configuration.policy_memory import PolicyMemory
+    from gateway.process import supervisor
 
     def with_memory(loaded: "Loaded") -> "Loaded":
         return loaded if loaded.policy is None else replace(loaded, memory=PolicyMemory())
@@ -168,7 +168,7 @@ def _serve(path: Path | None) -> int:
 
     def plan(loaded: "Loaded") -> supervisor.Plan:
         def worker(post: supervisor.Post) -> int:
-            from gateway.worker import work
+            from gateway.process.worker import work
 
             return work(loaded, post)
 

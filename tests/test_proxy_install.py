@@ -13,8 +13,8 @@ ABSENT = ("torch", "numpy", "safetensors", "tokenizers", "jinja2", "transformers
 MODULES = (
     "gateway",
     "gateway.cli",
-    "gateway.supervisor",
-    "gateway.worker",
+    "gateway.process.supervisor",
+    "gateway.process.worker",
     "gateway.assembly",
     "gateway.app",
     "gateway.upstreams.http",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.loading import load
+from gateway.configuration.loading import load
 from tests.process.children import Process
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
+from gateway.attempts.recovery import unavailable
 from gateway.call import Call, Handler, Reply
-from gateway.recovery import unavailable
 
 
 class Choose:

@@ -9,9 +9,9 @@ from cache.ledger import Ledger
 from cache.reservation import LimitExceeded, Reservation
 from gateway.call import Call, Handler, Reply, Single
 from gateway.identifier import new_id
-from gateway.metering import Metered, settlement, take_whole
-from gateway.quota import Quota, num_choices
-from gateway.quota_error import refusal, unavailable
+from gateway.quotas.error import refusal, unavailable
+from gateway.quotas.metering import Metered, settlement, take_whole
+from gateway.quotas.quota import Quota, num_choices
 
 
 class Meter:

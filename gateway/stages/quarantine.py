@@ -4,11 +4,11 @@ from types import TracebackType
 
 from gateway.call import Call, Handler, Reply
 from gateway.errors import Overloaded, Quarantined
-from gateway.journal import Docket, Journal, Verdict
+from gateway.process.journal import Docket, Journal, Verdict
 
 
 class Quarantine:
-    """Refuses with 422 a request that was being computed at two deaths of the process, as `gateway/journal.py` judges.
+    """Refuses with 422 a request that was being computed at two deaths of the process: `gateway/process/journal.py`.
 
     Refuses with 503 a suspect while another suspect is in flight: one at a time, so that the next death has one name.
     Enters the request's place in the journal on the generation's scope. Calls to other models than engines run

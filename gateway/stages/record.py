@@ -10,8 +10,8 @@ from gateway.call import Call, Handler, Reply, Usage
 from gateway.errors import Cancelled, GatewayError, InternalError
 from gateway.generation import usage_of
 from gateway.http.message import HttpRequest
-from gateway.quota import Quota, level_of, num_choices, rule_of
-from gateway.record import Ending, LimitHit, QuotaRecord, RequestRecord
+from gateway.quotas.quota import Quota, level_of, num_choices, rule_of
+from gateway.telemetry.record import Ending, LimitHit, QuotaRecord, RequestRecord
 
 CLIENT_CLOSED = 499  # nginx's number for a caller who left before the answer began
 

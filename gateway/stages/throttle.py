@@ -6,9 +6,9 @@ from cache.reservation import LimitExceeded
 from gateway.call import Call, Handler, Reply
 from gateway.errors import GatewayError
 from gateway.identifier import new_id
-from gateway.limit_headers import LimitHeaders
-from gateway.quota import Quota
-from gateway.quota_error import refusal, unavailable
+from gateway.quotas.error import refusal, unavailable
+from gateway.quotas.headers import LimitHeaders
+from gateway.quotas.quota import Quota
 
 
 class Throttle:

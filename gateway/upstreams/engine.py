@@ -42,7 +42,7 @@ from engine.params import SamplingParams
 from engine.scheduler import TOO_LATE
 from engine.sequence import FinishReason as EngineFinish
 from gateway.call import Call, ChatPrompt, Event, FinishReason, Reply, Request, TokenLogprob, Usage
-from gateway.config import EngineModel
+from gateway.configuration.config import EngineModel
 from gateway.deadline import out_of_time
 from gateway.errors import (
     BadRequest,
@@ -53,10 +53,10 @@ from gateway.errors import (
     UpstreamError,
     UpstreamFailure,
 )
+from gateway.process.watchdog import Watchdog
 from gateway.prompts import ModelPrompts
 from gateway.upstreams.base import Room
 from gateway.upstreams.supply import Supply
-from gateway.watchdog import Watchdog
 from policies.engine_limit import EngineLimit, EngineLoad, EngineTerms
 from policies.engine_report import EngineCounts
 from policies.fairness import FairOrder

@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
+from gateway.attempts.recovery import retry_headers
 from gateway.call import Usage
 from gateway.errors import NO_HEADERS, UpstreamError, UpstreamFailure
-from gateway.recovery import retry_headers
 
 # A key of ours that an upstream refuses is our operator's affair: the caller, whose own key is good, must not be told
 # that it is not.

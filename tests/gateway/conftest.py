@@ -16,8 +16,8 @@ from gateway.http.pool import PoolLimits
 from gateway.http.server import Server
 from gateway.identity.identity import Identity
 from gateway.identity.keyring import ApiKey, Keyring
-from gateway.metrics import Metrics
-from gateway.record import RequestRecord
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import RequestRecord
 from gateway.upstreams.base import Upstream as GatewayUpstream
 from gateway.upstreams.http import HttpUpstream
 from policies.concurrency import ConcurrencyLimiter, FixedLimit

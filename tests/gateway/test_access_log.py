@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from gateway.access_log import MAX_FIELD_CHARS, AccessLog, line_of, printable
 from gateway.call import Attempt, Operation, Usage
-from gateway.record import Ending, LimitHit, QuotaRecord, RequestRecord
+from gateway.telemetry.access_log import MAX_FIELD_CHARS, AccessLog, line_of, printable
+from gateway.telemetry.record import Ending, LimitHit, QuotaRecord, RequestRecord
 from policies.outcome import Outcome
 
 RECORD = RequestRecord(

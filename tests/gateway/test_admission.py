@@ -6,12 +6,12 @@ from random import Random
 
 import pytest
 
-from gateway.admission_metrics import AdmissionNumbers
 from gateway.call import Call, ChatPrompt, Event, FinishReason, Operation, Reply, Request, Single, TokenCount, Usage
 from gateway.errors import DeadlineExceeded, Overloaded
 from gateway.generation import Generation
 from gateway.scope import Scope
 from gateway.stages.admit import EVENT_BYTES, Admit
+from gateway.telemetry.admission_metrics import AdmissionNumbers
 from gateway.vacancy import Queue, Vacancy, groups_of
 from policies.tenant import UNLIMITED, Priority, Tenant, Terms
 from tests.gateway.conftest import model

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from gateway.app import Bounds
-from gateway.config import EngineModel
+from gateway.configuration.config import EngineModel
 from gateway.deadline import remaining_s
 from gateway.errors import BadRequest, DeadlineExceeded
 from gateway.upstreams.engine import EngineUpstream

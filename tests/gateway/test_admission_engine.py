@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gateway.app import Bounds
-from gateway.config import EngineModel
+from gateway.configuration.config import EngineModel
 from gateway.upstreams.engine import EngineUpstream
 from policies.tenant import UNLIMITED, Priority, Tenant, Terms
 from tests.gateway.conftest import Gateway, model, running

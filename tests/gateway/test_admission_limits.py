@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.recovery import Recovery
+from gateway.attempts.recovery import Recovery
 from gateway.upstreams.http import HttpUpstream
 from policies.concurrency import AimdLimit, AimdTerms, ConcurrencyLimiter, Gradient2Limit, Limit
 from policies.retry import RetryTerms

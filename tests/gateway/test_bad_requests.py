@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from gateway.identity.keyring import ApiKey
-from gateway.record import Ending
+from gateway.telemetry.record import Ending
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.rig.upstream import Upstream
 

@@ -14,12 +14,12 @@ from cache.redis_board import RedisBoard
 from cache.redis_link import Patience
 from cache.redis_topology import Single
 from gateway.assembly import assemble
-from gateway.breaker_hints import NOTE_S, Board, BreakerHints
+from gateway.attempts.breaker_hints import NOTE_S, Board, BreakerHints
+from gateway.attempts.recovery import Recovery
 from gateway.call import Model
-from gateway.loading import load
-from gateway.metrics import Metrics
-from gateway.quota_store import QuotaStore
-from gateway.recovery import Recovery
+from gateway.configuration.loading import load
+from gateway.quotas.store import QuotaStore
+from gateway.telemetry.metrics import Metrics
 from policies.breaker import BreakerTerms, Cause, CircuitBreaker, State
 from policies.outcome import Outcome
 from tests.rig.in_process import InProcess

@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 
+from gateway.attempts.dispatch import Dispatch
+from gateway.attempts.recovery import Recovery
 from gateway.call import Call, Reply
-from gateway.dispatch import Dispatch
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, Overloaded, UpstreamError, UpstreamFailure
-from gateway.recovery import Recovery
 from gateway.stages.choose import Choose
 from gateway.vacancy import Vacancy
 from policies.breaker import BreakerTerms, Cause, CircuitBreaker, State

@@ -9,8 +9,8 @@ import pytest
 from gateway.app import App, build
 from gateway.http.message import HttpRequest
 from gateway.identity.identity import Identity
-from gateway.metrics import Metrics
-from gateway.record import Ending, RequestRecord
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import Ending, RequestRecord
 from tests.gateway.conftest import model
 from tests.gateway.test_answers import PROMPTS
 from tests.rig.in_process import InProcess

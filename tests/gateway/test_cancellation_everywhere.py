@@ -20,14 +20,14 @@ from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
 from engine.load import LoadedModel, LoadOptions, load
 from gateway.app import App, build
+from gateway.attempts.recovery import Recovery
 from gateway.call import Model
 from gateway.errors import Cancelled
 from gateway.http.message import HttpRequest
 from gateway.identity.identity import Identity
-from gateway.journal import Docket, Journal
-from gateway.metrics import Metrics
-from gateway.record import Ending, RequestRecord
-from gateway.recovery import Recovery
+from gateway.process.journal import Docket, Journal
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import Ending, RequestRecord
 from gateway.upstreams.engine import EngineUpstream
 from gateway.upstreams.http import HttpUpstream
 from policies.bucket import Kind, Limit

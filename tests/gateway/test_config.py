@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cli import main
-from gateway.config import Concurrency, Config
-from gateway.loading import Loaded, check, demo, load
-from gateway.settings import describe
+from gateway.configuration.config import Concurrency, Config
+from gateway.configuration.loading import Loaded, check, demo, load
+from gateway.configuration.settings import describe
 from policies.document import DocumentError, Problem
 from policies.reader import read
 from policies.secret import Secret

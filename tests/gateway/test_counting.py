@@ -14,10 +14,10 @@ from engine.text.template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 from gateway.assembly import StartError, open_tokenizer, proxied
 from gateway.call import ChatPrompt, TextPrompt
-from gateway.config import ModelConfig
+from gateway.configuration.config import ModelConfig
+from gateway.configuration.loading import Loaded, load
 from gateway.counting import CountingThreads
 from gateway.errors import BadRequest, Overloaded
-from gateway.loading import Loaded, load
 from gateway.prompts import SHORT_BYTES, ModelPrompts
 from policies.document import DocumentError
 from tests.gateway.conftest import Gateway, http_upstream, model, running

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.access_log import line_of
 from gateway.assembly import open_tokenizer
 from gateway.call import Call, Departure, Operation, Request, TextPrompt, TokenCount, Usage
-from gateway.departure import departure_of
 from gateway.generation import Generation
+from gateway.quotas.departure import departure_of
 from gateway.scope import Scope
+from gateway.telemetry.access_log import line_of
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.gateway.test_meter import metered
 from tests.rig.limited import output_a_minute

@@ -5,9 +5,9 @@ from contextlib import aclosing
 
 import pytest
 
-from gateway.attempt import failure_of
+from gateway.attempts.attempt import failure_of
+from gateway.attempts.dispatch import Dispatch
 from gateway.call import AttemptKind, Event, FinishReason, Reply, Usage
-from gateway.dispatch import Dispatch
 from gateway.errors import (
     BadRequest,
     DeadlineExceeded,

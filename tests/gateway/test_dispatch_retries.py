@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
+from gateway.attempts.dispatch import Dispatch
+from gateway.attempts.recovery import Recovery
 from gateway.call import AttemptKind, Call
-from gateway.dispatch import Dispatch
 from gateway.errors import BadRequest, GatewayError, UpstreamError, UpstreamFailure, UpstreamTimeout
-from gateway.recovery import Recovery
 from gateway.vacancy import Vacancy
 from policies.outcome import Outcome
 from policies.retry import RetryTerms

@@ -10,8 +10,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from gateway.config import EngineModel
-from gateway.record import Ending
+from gateway.configuration.config import EngineModel
+from gateway.telemetry.record import Ending
 from gateway.upstreams.engine import EngineUpstream
 from tests.gateway.conftest import Gateway, model, running
 from tests.gateway.test_leaving import Baseline, Caller

@@ -26,7 +26,7 @@ from gateway.call import (
     TokenCount,
     Usage,
 )
-from gateway.config import EngineModel
+from gateway.configuration.config import EngineModel
 from gateway.errors import BadRequest, ContextTooLong, GatewayError, Overloaded, UpstreamError, UpstreamFailure
 from gateway.generation import Generation
 from gateway.scope import Scope

@@ -25,7 +25,7 @@ from cache.store import Store
 from gateway.app import Bounds
 from gateway.call import Model
 from gateway.cli import main
-from gateway.config import EngineModel
+from gateway.configuration.config import EngineModel
 from gateway.errors import BadRequest
 from gateway.upstreams.engine import EngineUpstream
 from policies.account import OnFailure

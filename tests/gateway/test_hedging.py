@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from gateway.attempts.recovery import Recovery
 from gateway.call import AttemptKind, Call, ChatPrompt, Event, Usage
 from gateway.errors import BadRequest, UpstreamError, UpstreamFailure
-from gateway.recovery import Recovery
 from gateway.upstreams.base import Room
 from policies.breaker import BreakerTerms, Cause
 from policies.hedge import HedgeTerms

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.app import Bounds
 from gateway.call import Usage
-from gateway.record import Ending
+from gateway.telemetry.record import Ending
 from gateway.upstreams.http import Clocks
 from policies.outcome import Outcome
 from tests.gateway.conftest import Gateway, http_upstream, model, running

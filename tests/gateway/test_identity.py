@@ -444,7 +444,7 @@ async def test_a_subject_names_nobody_elses_place(tmp_path: Path) -> None:
 def test_without_issuers_nothing_is_loaded_that_only_tokens_need() -> None:
     script = """
 import asyncio, sys
-import gateway.worker
+import gateway.process.worker
 from gateway.identity.identity import Identity
 from gateway.identity.keyring import ApiKey, Keyring
 identity = Identity(Keyring([ApiKey("a", "the-key")]))

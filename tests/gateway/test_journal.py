@@ -1,6 +1,6 @@
 """The journal of what is in flight, and what several deaths of the process say together."""
 
-from gateway.journal import NOTHING, PLACES, QUARANTINE_S, STRIKE_S, Docket, Journal, Verdict
+from gateway.process.journal import NOTHING, PLACES, QUARANTINE_S, STRIKE_S, Docket, Journal, Verdict
 
 A, B, C, D = (bytes([letter]) * 16 for letter in b"ABCD")
 

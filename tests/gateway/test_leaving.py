@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.record import Ending
+from gateway.telemetry.record import Ending
 from gateway.upstreams.http import HttpUpstream
 from policies.outcome import Outcome
 from tests.gateway.conftest import Gateway, http_upstream, model, running

@@ -10,9 +10,9 @@ from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
 from cache.reservation import LimitExceeded, Standing
 from gateway.call import Call, ChatPrompt, Operation, Request, TokenCount
-from gateway.limit_headers import MAX_KNOWN, LimitHeaders, reset_us
-from gateway.quota import Quota, level_of
-from gateway.quota_error import go_duration, header_text, refusal
+from gateway.quotas.error import go_duration, header_text, refusal
+from gateway.quotas.headers import MAX_KNOWN, LimitHeaders, reset_us
+from gateway.quotas.quota import Quota, level_of
 from gateway.scope import Scope
 from policies.account import Account
 from policies.bucket import Kind, Level, Limit

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from gateway.loop_lag import EVERY_S, LoopLag
+from gateway.telemetry.loop_lag import EVERY_S, LoopLag
 
 
 async def test_a_loop_that_was_held_up_is_seen_late_once() -> None:

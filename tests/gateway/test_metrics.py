@@ -7,8 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.output import EngineStats
 from gateway.call import Attempt, Operation, Usage
-from gateway.metrics import Metrics
-from gateway.record import Ending, RequestRecord
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import Ending, RequestRecord
 from policies.outcome import Outcome
 
 

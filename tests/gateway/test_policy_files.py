@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.policy_files import PATIENCE, SHOWN, PolicyFiles, PolicyPaths
+from gateway.configuration.policy_files import PATIENCE, SHOWN, PolicyFiles, PolicyPaths
 from policies.document import DocumentError
 from policies.policy import Policy
 from tests.rig.policy_mutants import mutants

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gateway.policy_memory import PolicyMemory
+from gateway.configuration.policy_memory import PolicyMemory
 from policies.compile import Source
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
-from gateway.loading import load
+from gateway.configuration.loading import load
 from policies.document import DocumentError
 from policies.key import KeyHash, digest, kept, split
 

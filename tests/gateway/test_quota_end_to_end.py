@@ -11,12 +11,12 @@ import pytest
 
 from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
-from gateway.access_log import line_of
 from gateway.app import App
+from gateway.dry_run.explain import Explain
 from gateway.edge import CallEndpoint
 from gateway.endpoints import Exposition, Models, Probe, Tokens
-from gateway.explain import Explain
 from gateway.requests_endpoint import RequestsUnderWay
+from gateway.telemetry.access_log import line_of
 from policies.bucket import Limit
 from policies.compile import Source, compile_policy
 from policies.holder import Measure, Rule

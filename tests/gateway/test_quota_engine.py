@@ -12,7 +12,7 @@ import pytest
 
 from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
-from gateway.config import EngineModel
+from gateway.configuration.config import EngineModel
 from gateway.upstreams.engine import EngineUpstream
 from policies.bucket import Kind, Limit
 from policies.holder import Measure, Rule

@@ -11,9 +11,9 @@ import httpx
 import pytest
 import trustme
 
-from gateway.config import StoreConfig
-from gateway.metrics import Metrics
-from gateway.quota_store import QuotaStore, UnfitStore
+from gateway.configuration.config import StoreConfig
+from gateway.quotas.store import QuotaStore, UnfitStore
+from gateway.telemetry.metrics import Metrics
 from policies.account import OnFailure
 from policies.secret import Secret
 from tests.gateway.conftest import Gateway, http_upstream, model, running

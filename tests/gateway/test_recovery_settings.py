@@ -6,15 +6,15 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.access_log import line_of
 from gateway.app import App
 from gateway.assembly import assemble
 from gateway.call import Attempt, AttemptKind
-from gateway.config import BreakerConfig, HedgeConfig, RetryBudgetConfig, RetryConfig
-from gateway.loading import load
-from gateway.metrics import Metrics
-from gateway.quota_store import QuotaStore
-from gateway.record import RequestRecord
+from gateway.configuration.config import BreakerConfig, HedgeConfig, RetryBudgetConfig, RetryConfig
+from gateway.configuration.loading import load
+from gateway.quotas.store import QuotaStore
+from gateway.telemetry.access_log import line_of
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import RequestRecord
 from policies.breaker import BreakerTerms, Cause
 from policies.hedge import HedgeTerms
 from policies.outcome import Outcome

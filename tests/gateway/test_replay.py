@@ -16,13 +16,13 @@ import pytest
 
 from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
-from gateway.access_log import line_of
 from gateway.call import Model
 from gateway.cli import main
-from gateway.config import EngineModel
-from gateway.record import RequestRecord
-from gateway.replay_command import Report, replayed
-from gateway.replay_log import LogReader, by_arrival
+from gateway.configuration.config import EngineModel
+from gateway.dry_run.replay_command import Report, replayed
+from gateway.dry_run.replay_log import LogReader, by_arrival
+from gateway.telemetry.access_log import line_of
+from gateway.telemetry.record import RequestRecord
 from gateway.upstreams.engine import EngineUpstream
 from policies.compile import Source, compile_policy
 from policies.policy import Policy

@@ -11,7 +11,7 @@ from cache.ledger import Ledger
 from engine.load import LoadedModel, LoadOptions, load
 from gateway.call import Event
 from gateway.identity.keyring import ApiKey
-from gateway.record import Ending
+from gateway.telemetry.record import Ending
 from gateway.upstreams.engine import EngineUpstream
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.gateway.test_answers import PROMPTS

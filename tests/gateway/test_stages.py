@@ -27,13 +27,13 @@ from gateway.errors import (
 from gateway.generation import Generation
 from gateway.identity.identity import ANYBODY, Identity
 from gateway.identity.keyring import ApiKey, Keyring, tenant_named
-from gateway.record import Ending, RequestRecord
 from gateway.scope import Scope
 from gateway.stages.authenticate import Authenticate
 from gateway.stages.choose import Choose
 from gateway.stages.generate import Generate
 from gateway.stages.record import Record
 from gateway.stages.resolve import Resolve
+from gateway.telemetry.record import Ending, RequestRecord
 from policies.tenant import UNLIMITED, Tenant
 from tests.gateway.conftest import model
 from tests.rig.in_process import InProcess

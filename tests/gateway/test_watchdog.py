@@ -1,6 +1,6 @@
 """A step that does not end is told of once, makes the process not ready, and is given up when it goes on."""
 
-from gateway.watchdog import TIMES, Watchdog
+from gateway.process.watchdog import TIMES, Watchdog
 
 
 class Engine:

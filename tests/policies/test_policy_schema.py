@@ -9,7 +9,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from gateway.cli import main
-from gateway.policy_reference import describe_policies
+from gateway.configuration.policy_reference import describe_policies
 from policies.compile import Source, compile_policy
 from policies.document import DocumentError, Listing, Mapping, Node, parse
 from policies.json_schema import json_schema

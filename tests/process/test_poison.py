@@ -36,7 +36,7 @@ def fragile(self, batch):
 
 CpuRunner.run = fragile
 if "DEFENCELESS" in os.environ:
-    from gateway.journal import Docket, Verdict
+    from gateway.process.journal import Docket, Verdict
     Docket.verdict = lambda self, fingerprint: Verdict.FREE
 sys.exit(main(["serve", "--config", "penstock.yaml"]))
 """

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.supervisor import CANNOT_START, LONGEST_DELAY_S, listen, restart_delay
+from gateway.process.supervisor import CANNOT_START, LONGEST_DELAY_S, listen, restart_delay
 
 # A worker in a few lines: says what it is told to, answers each connection with its pid, and ends as asked.
 SCRIPT = """
 import os, select, signal, socket, sys
-from gateway.supervisor import HAND_OVER, MAKE_ROOM, READY, Plan, Supervisor, listen, say
+from gateway.process.supervisor import HAND_OVER, MAKE_ROOM, READY, Plan, Supervisor, listen, say
 
 def worker(name, post):
     mode = sys.argv[1]

@@ -8,11 +8,11 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from gateway import dispatch
-from gateway.attempt import Failed
+from gateway.attempts import dispatch
+from gateway.attempts.attempt import Failed
+from gateway.attempts.recovery import Recovery
 from gateway.call import Call
 from gateway.errors import GatewayError
-from gateway.recovery import Recovery
 from policies.retry_budget import BudgetTerms
 from tests.gateway.conftest import http_upstream, model, running
 from tests.rig.upstream import scripted_upstream

@@ -17,10 +17,10 @@ import pytest
 
 from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
-from gateway.attempt import Running
+from gateway.attempts.attempt import Running
+from gateway.attempts.recovery import Recovery
 from gateway.call import Event
 from gateway.errors import GatewayError
-from gateway.recovery import Recovery
 from gateway.upstreams.http import Clocks, HttpUpstream
 from policies.breaker import BreakerTerms
 from policies.hedge import HedgeTerms

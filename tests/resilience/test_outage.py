@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
+from gateway.attempts.recovery import Recovery
 from gateway.errors import UpstreamFailure
-from gateway.recovery import Recovery
 from policies.breaker import BreakerTerms
 from policies.retry import RetryTerms
 from policies.retry_budget import BudgetTerms

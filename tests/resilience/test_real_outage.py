@@ -7,7 +7,7 @@ from random import Random
 import httpx
 import pytest
 
-from gateway.recovery import Recovery
+from gateway.attempts.recovery import Recovery
 from policies.breaker import BreakerTerms
 from tests.gateway.conftest import http_upstream, model, running
 from tests.rig.upstream import scripted_upstream

@@ -7,8 +7,8 @@ from random import Random
 import httpx
 import pytest
 
-from gateway.record import RequestRecord
-from gateway.recovery import Recovery
+from gateway.attempts.recovery import Recovery
+from gateway.telemetry.record import RequestRecord
 from policies.hedge import HedgeTerms
 from tests.gateway.conftest import http_upstream, model, running
 from tests.rig.upstream import Upstream, scripted_upstream

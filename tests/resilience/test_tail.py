@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from gateway.recovery import Recovery
+from gateway.attempts.recovery import Recovery
 from policies.hedge import HedgeTerms
 from policies.retry_budget import BudgetTerms
 from tests.rig.simulated import Simulated, World

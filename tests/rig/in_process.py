@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.attempts.recovery import Recovery
 from gateway.call import Call, ChatPrompt, Event, FinishReason, Model, Operation, Reply, Request, TokenCount, Usage
 from gateway.errors import BadRequest, GatewayError
 from gateway.generation import Generation
-from gateway.recovery import Recovery
 from gateway.scope import Scope
 from gateway.upstreams.base import Room
 from policies.outcome import Outcome

@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from gateway.attempts.dispatch import Dispatch
 from gateway.call import Call, Event, FinishReason, Handler, Reply, TokenCount, Usage, compose
-from gateway.dispatch import Dispatch
 from gateway.errors import DeadlineExceeded, GatewayError, Overloaded
 from gateway.stages.admit import Admit
 from gateway.stages.choose import Choose

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 
+from gateway.attempts.dispatch import Dispatch
+from gateway.attempts.recovery import Recovery
 from gateway.call import Attempt, Call, Event, FinishReason, Handler, Reply, Usage, compose
-from gateway.dispatch import Dispatch
 from gateway.errors import GatewayError, UpstreamError, UpstreamFailure
-from gateway.recovery import Recovery
 from gateway.stages.choose import Choose
 from gateway.vacancy import Vacancy
 from tests.rig.in_process import InProcess, call_to

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.policy_memory import PolicyMemory
+from gateway.configuration.policy_memory import PolicyMemory
 from policies.compile import Source, compile_policy
 from policies.document import MAX_CHARS, DocumentError, Mark, Problem
 from policies.key import pepper_mark

@@ -1,10 +1,10 @@
 """Dispatch: the last handler, which sends attempts until one answers.
 
-What an attempt holds (`gateway/attempt.py`) stands on the generation's scope and is given back there on every path.
-The first goes to the first upstream of the route that has room and whose breaker is closed. Where it fails, the model's
-`Recovery` says whether another one follows, where and when, and its budget whether it is paid for: one budget for
-retries and hedges, at most three attempts a call over all upstreams. Where it is late with its first event, a second
-one may be sent beside it (`gateway/hedging.py`).
+What an attempt holds (`gateway/attempts/attempt.py`) stands on the generation's scope and is given back there on every
+path. The first goes to the first upstream of the route that has room and whose breaker is closed. Where it fails, the
+model's `Recovery` says whether another one follows, where and when, and its budget whether it is paid for: one budget
+for retries and hedges, at most three attempts a call over all upstreams. Where it is late with its first event, a
+second one may be sent beside it (`gateway/attempts/hedging.py`).
 
 Between the look at room and breaker, the budget, the breaker's pass and the slot there is no await: what was seen is
 what is taken. Nothing is sent again once the caller has seen a first event; a continuation from there would take its
@@ -15,11 +15,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from gateway.attempt import Failed, Running
+from gateway.attempts.attempt import Failed, Running
+from gateway.attempts.hedging import Race
+from gateway.attempts.recovery import unavailable
 from gateway.call import AttemptKind, Call, ChatPrompt, Reply
 from gateway.errors import GatewayError
-from gateway.hedging import Race
-from gateway.recovery import unavailable
 from gateway.stages.admit import refusal
 from gateway.upstreams.base import Upstream
 from gateway.vacancy import Vacancy

@@ -17,22 +17,22 @@ from functools import partial
 import uvloop
 
 from gateway import __version__
-from gateway.access_log import AccessLog
 from gateway.app import App
 from gateway.assembly import SWITCH_S, StartError, assemble
-from gateway.config import Listen, LogTarget
+from gateway.configuration.config import Listen, LogTarget
+from gateway.configuration.loading import Loaded
+from gateway.configuration.policy_files import PolicyFiles, described
 from gateway.http.handover import Sender
 from gateway.http.limits import ServerLimits
 from gateway.http.message import HttpRequest, Responder
 from gateway.http.server import Server
-from gateway.journal import Docket, Verdict
-from gateway.loading import Loaded
-from gateway.loop_lag import LoopLag
-from gateway.metrics import Metrics
-from gateway.policy_files import PolicyFiles, described
-from gateway.quota_store import QuotaStore
+from gateway.process.journal import Docket, Verdict
+from gateway.process.supervisor import CANNOT_START, HAND_OVER, MAKE_ROOM, PAST_GRACE_S, READY, Post, say
+from gateway.quotas.store import QuotaStore
 from gateway.stages.record import Sink
-from gateway.supervisor import CANNOT_START, HAND_OVER, MAKE_ROOM, PAST_GRACE_S, READY, Post, say
+from gateway.telemetry.access_log import AccessLog
+from gateway.telemetry.loop_lag import LoopLag
+from gateway.telemetry.metrics import Metrics
 
 JSON = (b"content-type", b"application/json")
 ALIVE = b'{"status":"ok"}'

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from gateway.call import AttemptKind, Departure, Operation
-from gateway.record import Ending, QuotaRecord, RequestRecord
+from gateway.telemetry.record import Ending, QuotaRecord, RequestRecord
 from policies.outcome import Outcome
 
 FLUSH_EVERY_S = 0.25

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.explanation import ErrorBody, Explanation, Limited
-from gateway.quota_error import amount, go_duration
-from gateway.table import table
+from gateway.dry_run.explanation import ErrorBody, Explanation, Limited
+from gateway.dry_run.table import table
+from gateway.quotas.error import amount, go_duration
 from policies.holder import Measure
 from policies.secret import Secret
 

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 
 from cache.reservation import Standing
 from gateway.call import Call
-from gateway.quota import Quota
-from gateway.quota_error import go_duration, header_text
+from gateway.quotas.error import go_duration, header_text
+from gateway.quotas.quota import Quota
 from policies.bucket import Kind, Limit
 from policies.holder import Measure, Rule
 from policies.period import DAY_US

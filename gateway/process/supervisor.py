@@ -19,7 +19,8 @@ is wrong, or a worker that does not come up, changes nothing: the old one serves
 room for two: the old worker drains first, not ready meanwhile, and if the new one does not come up, the old
 configuration is started again.
 
-What a dying worker was computing stands in a journal in shared memory; `gateway/journal.py` says what follows from it.
+What a dying worker was computing stands in a journal in shared memory; `gateway/process/journal.py` says what follows
+from it.
 """
 
 import errno
@@ -33,7 +34,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gateway.journal import Docket, Journal
+from gateway.process.journal import Docket, Journal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 WATCHED = frozenset({*STOPPING, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2})

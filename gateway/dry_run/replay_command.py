@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.policy_files import PolicyPaths
-from gateway.quota_error import amount
-from gateway.replay import Replay
-from gateway.replay_log import SHOWN, LogReader, by_arrival
-from gateway.table import table
+from gateway.configuration.policy_files import PolicyPaths
+from gateway.dry_run.replay import Replay
+from gateway.dry_run.replay_log import SHOWN, LogReader, by_arrival
+from gateway.dry_run.table import table
+from gateway.quotas.error import amount
 from policies.document import DocumentError
 from policies.holder import Measure
 from policies.policy import Policy

@@ -19,8 +19,8 @@ from cache.redis_board import RedisBoard
 from cache.redis_link import Patience
 from cache.redis_store import RedisStore
 from cache.redis_topology import Cluster, Single, Topology
-from gateway.config import StoreConfig
-from gateway.quota_metrics import StoreState
+from gateway.configuration.config import StoreConfig
+from gateway.quotas.metrics import StoreState
 from policies.secret import Secret
 
 # How late a reservation may reach the store: as late as somebody waits for it, and a machine's hiccup more.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec import inspect
 
-from gateway.settings import default_of, sentence_of, unwrap
+from gateway.configuration.settings import default_of, sentence_of, unwrap
 from policies.reader import expectation
 from policies.schema import Document, Settings
 

@@ -25,7 +25,7 @@ class QuotaPart(msgspec.Struct):
 
 
 class Line(msgspec.Struct):
-    """A line of `gateway.access_log`, as far as it is read; what it leaves out is zero or unknown."""
+    """A line of `gateway.telemetry.access_log`, as far as it is read; what it leaves out is zero or unknown."""
 
     time: datetime
     path: str

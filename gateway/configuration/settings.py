@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from gateway.config import Config
+from gateway.configuration.config import Config
 from policies.reader import expectation
 
 HEADER = """# Settings of penstock.yaml

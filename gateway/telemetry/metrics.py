@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from gateway.call import AttemptKind
-from gateway.quota_metrics import QuotaNumbers
-from gateway.record import RequestRecord
+from gateway.quotas.metrics import QuotaNumbers
+from gateway.telemetry.record import RequestRecord
 
 BATCH = 64  # requests counted in a row
 

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import NamedTuple
 
 from gateway.call import Attempt, AttemptKind, Call, Event, Events, Reply, Single
-from gateway.departure import departure_of
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, Overloaded, UpstreamError, UpstreamFailure
 from gateway.generation import Generation
+from gateway.quotas.departure import departure_of
 from gateway.upstreams.base import Upstream
 from gateway.vacancy import Vacancy
 from policies.breaker import State

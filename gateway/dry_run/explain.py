@@ -22,16 +22,16 @@ from cache.errors import StoreError
 from cache.ledger import Ledger
 from cache.reservation import LimitExceeded, Standing
 from gateway.call import Call, Event, Model, Reply, Single, Stage, compose
+from gateway.dry_run.explanation import Asked, Explanation, Verdict, caller_of, gather, plain, refuse, was_tried
 from gateway.edge import JSON, STREAM_HEADERS
 from gateway.endpoints import body_of, respond_json
 from gateway.errors import BadRequest, GatewayError
-from gateway.explanation import Asked, Explanation, Verdict, caller_of, gather, plain, refuse, was_tried
 from gateway.identifier import new_id
 from gateway.identity.identity import Identity
 from gateway.protocols.dialect import Dialect
 from gateway.protocols.strict_json import parse_object
-from gateway.quota import Quota
-from gateway.quota_error import refusal
+from gateway.quotas.error import refusal
+from gateway.quotas.quota import Quota
 from gateway.routes import Visit
 from gateway.scope import Scope
 from gateway.stages.admit import Admit

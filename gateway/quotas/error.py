@@ -3,7 +3,7 @@
 from cache.errors import StoreError
 from cache.reservation import LimitExceeded
 from gateway.errors import QuotaUnavailable, RateLimited
-from gateway.quota import Quota, rule_of
+from gateway.quotas.quota import Quota, rule_of
 from policies.bucket import Kind
 from policies.holder import Measure, Rule
 

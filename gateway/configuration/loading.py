@@ -8,10 +8,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cache.redis_address import parse_url
-from gateway.config import DEMO, Concurrency, Config, EngineModel, ModelConfig, StoreConfig, UpstreamConfig
+from gateway.configuration.config import (
+    DEMO,
+    Concurrency,
+    Config,
+    EngineModel,
+    ModelConfig,
+    StoreConfig,
+    UpstreamConfig,
+)
+from gateway.configuration.policy_files import PolicyPaths
+from gateway.configuration.policy_memory import PolicyMemory
 from gateway.identity.keyring import MAX_KEY_BYTES
-from gateway.policy_files import PolicyPaths
-from gateway.policy_memory import PolicyMemory
 from policies.document import DocumentError, Flaw, Mark, Problem, locate, parse
 from policies.policy import Policy
 from policies.reader import choice, read

@@ -12,7 +12,7 @@ their first in the same pass of the event loop has it made something, which is c
 import asyncio
 from types import TracebackType
 
-from gateway.attempt import Failed, Running
+from gateway.attempts.attempt import Failed, Running
 from gateway.errors import GatewayError
 
 

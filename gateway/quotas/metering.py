@@ -18,7 +18,7 @@ import msgspec
 
 from cache.reservation import Reservation
 from gateway.call import Call, Event, Events, FinishReason, Model, Usage
-from gateway.quota import num_choices
+from gateway.quotas.quota import num_choices
 from gateway.upstreams.event_stream import DONE, data_of
 from gateway.upstreams.splice import put_field
 from gateway.upstreams.supply import STORE

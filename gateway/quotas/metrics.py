@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from gateway.record import LimitHit, RequestRecord
+from gateway.telemetry.record import LimitHit, RequestRecord
 
 LIMIT = ("measure", "scope")
 

@@ -12,10 +12,10 @@ from cache.reservation import Reservation, Standing
 from gateway.call import Call, Model, TextPrompt
 from gateway.edge import JSON, answer_headers
 from gateway.errors import GatewayError
-from gateway.limit_headers import reset_us, window_s
 from gateway.protocols.openai_error import error_body
-from gateway.quota import level_of, num_choices
-from gateway.quota_error import amount
+from gateway.quotas.error import amount
+from gateway.quotas.headers import reset_us, window_s
+from gateway.quotas.quota import level_of, num_choices
 from policies.bucket import NEVER
 from policies.holder import Measure, Rule
 from policies.reservation import Verdict as Told

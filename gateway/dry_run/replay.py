@@ -29,8 +29,8 @@ from cache.embedded import EmbeddedStore
 from cache.ledger import Ledger
 from cache.reservation import LimitExceeded, Reservation
 from gateway.call import BYTES_PER_TOKEN, Model, Operation, Request, TextPrompt
+from gateway.dry_run.replay_log import Entry
 from gateway.errors import BadRequest
-from gateway.replay_log import Entry
 from gateway.stages.bound import output_of
 from policies.policy import Policy
 from policies.tenant import OutputRule, Tenant, Terms

@@ -1,0 +1,1 @@
+"""What the operator said: penstock.yaml and the policy files, read, checked, followed."""

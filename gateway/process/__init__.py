@@ -1,0 +1,1 @@
+"""The processes: a supervisor, its worker, and what watches over both."""

@@ -1,0 +1,1 @@
+"""What limits mean for one call: reserved, counted, settled, and told."""

@@ -1,0 +1,1 @@
+"""What is told of requests: records, metrics, the access log."""
