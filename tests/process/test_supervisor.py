@@ -229,7 +229,9 @@ def test_an_address_in_use_is_one_clear_line() -> None:
 
 
 def test_the_supervisor_imports_nothing_heavy() -> None:
-    script = "import gateway.cli, gateway.process.supervisor, gateway.configuration.config, sys; print(sorted(sys.modules))"
+    script = (
+        "import gateway.cli, gateway.process.supervisor, gateway.configuration.config, sys; print(sorted(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
