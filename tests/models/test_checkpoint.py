@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from engine.errors import ModelError
 from engine.models.checkpoint import fingerprint, shards
 from engine.models.config import load_config
-from engine.models.decoder import load_decoder
+from engine.models.decoder import Decoder, load_decoder
 
 
-def load(directory: Path) -> None:
-    load_decoder(directory, load_config(directory), torch.float32)
+def load(directory: Path) -> Decoder:
+    return load_decoder(directory, load_config(directory), torch.float32)
 
 
 @pytest.fixture
@@ -44,9 +44,13 @@ def test_shards_give_what_one_file_gives(build: Callable[..., Any]) -> None:
 
 
 def test_bfloat16_weights_are_read_as_float32(directory: Path) -> None:
+    hidden = torch.randn(3, 48)
     rewrite(directory, lambda t: t.update({name: tensor.bfloat16() for name, tensor in t.items()}))
+    read = load(directory).logits(hidden)
+    rewrite(directory, lambda t: t.update({name: tensor.float() for name, tensor in t.items()}))
 
-    load(directory)
+    assert read.dtype is torch.float32
+    assert torch.equal(read, load(directory).logits(hidden))
 
 
 @pytest.mark.parametrize(
