@@ -72,6 +72,7 @@ def drive(engine: Engine, steps: int = 500) -> None:
     engine.scheduler.pool.check_integrity()
 
 
+@pytest.mark.fault_row(37)
 def test_of_a_thousand_random_steps_that_fail_only_the_culprit_pays(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("CRITICAL", "engine")
     chance = random.Random(37)
@@ -95,6 +96,7 @@ def test_of_a_thousand_random_steps_that_fail_only_the_culprit_pays(caplog: pyte
             assert answers.tokens[name] == runner.undisturbed(prompts[name], 4)
 
 
+@pytest.mark.fault_row(37)
 def test_a_device_that_is_gone_fails_everybody_within_a_few_runs(caplog: pytest.LogCaptureFixture) -> None:
     runner = Faulty(num_blocks=256)
     runner.run_error = RuntimeError("the device is gone")
@@ -109,6 +111,7 @@ def test_a_device_that_is_gone_fails_everybody_within_a_few_runs(caplog: pytest.
     engine.scheduler.pool.check_integrity()
 
 
+@pytest.mark.fault_row(39)
 def test_a_step_without_memory_is_run_again_with_half_and_nobody_fails() -> None:
     runner = Faulty(num_blocks=256)
     runner.room = 30
@@ -123,6 +126,7 @@ def test_a_step_without_memory_is_run_again_with_half_and_nobody_fails() -> None
     assert engine.stats.failed_steps == 0
 
 
+@pytest.mark.fault_row(39)
 def test_a_half_that_finds_no_memory_either_costs_the_newest() -> None:
     runner = Faulty(num_blocks=64)
     engine, answers = serving(runner, max_sequences=8, max_batch_tokens=64)
@@ -183,6 +187,7 @@ def test_a_storm_of_preemptions_is_counted_once_until_it_is_over() -> None:
 # What the same would be without the care.
 
 
+@pytest.mark.fault_row(37, removed=True)
 def test_without_it_one_culprit_fails_the_whole_step(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,6 +201,7 @@ def test_without_it_one_culprit_fails_the_whole_step(
     assert answers.failed() == {"a", "b", "c"}
 
 
+@pytest.mark.fault_row(39, removed=True)
 def test_without_it_a_shortage_of_memory_fails_everybody(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -167,6 +167,7 @@ def test_choices_differ_by_index_and_each_ends() -> None:
     assert [listener.of("a", index)[-1].num_cached for index in range(3)] == [0, 32, 32]
 
 
+@pytest.mark.fault_row(24)
 def test_an_abort_ends_every_choice_within_one_step_and_frees_its_blocks() -> None:
     runner, listener = ScriptedRunner(), Listener()
     served = engine(runner, listener, max_sequences=3, max_batch_tokens=8)

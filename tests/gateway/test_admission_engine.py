@@ -59,6 +59,7 @@ def wish(rng: Random) -> dict[str, Any]:
     return {"model": "m", "stream": rng.random() < 0.3, "n": rng.choice((1, 1, 1, 2)), **answer}
 
 
+@pytest.mark.fault_row(40)
 @pytest.mark.parametrize("reserve", [0.0, 0.05, 0.5])
 async def test_two_hundred_mixed_requests_over_sixteen_blocks_all_end(directory: Path, reserve: float) -> None:
     rng = Random(4)
@@ -94,6 +95,7 @@ def _terms(terms: Terms) -> Any:
     return lambda model: terms
 
 
+@pytest.mark.fault_row(40)
 async def test_a_flood_that_is_more_than_may_wait_is_answered_too(directory: Path) -> None:
     rng = Random(5)
     engine = await opened(directory, num_blocks=BLOCKS, max_sequences=4)
@@ -127,6 +129,7 @@ async def test_a_prompt_waits_until_its_blocks_are_free(directory: Path) -> None
 # Who leaves.
 
 
+@pytest.mark.fault_row(25)
 async def test_who_leaves_the_gateways_queue_is_removed_and_pays_nothing() -> None:
     async with metered(InProcess(slots=0), tokens_a_minute(LIMIT)) as limits:
         with pytest.raises(httpx.ReadTimeout):
@@ -138,6 +141,7 @@ async def test_who_leaves_the_gateways_queue_is_removed_and_pays_nothing() -> No
         assert await limits.spent() == [0]
 
 
+@pytest.mark.fault_row(25)
 async def test_who_leaves_the_engines_queue_is_removed_and_pays_nothing(directory: Path) -> None:
     engine = await opened(directory, num_blocks=256, max_sequences=1, kv_reserve=0)
     settings = {"encoder": engine.prompts, "max_context": engine.max_context}

@@ -41,10 +41,12 @@ def gate() -> Gate:
     return overload(defended=True)
 
 
+@pytest.mark.fault_row(45)
 def test_at_five_times_the_load_nine_tenths_of_the_peak_are_served(gate: Gate) -> None:
     assert gate.goodput(BUSY + 2, AFTER) >= 0.9 * CAPACITY
 
 
+@pytest.mark.fault_row(45)
 def test_ten_seconds_later_nothing_is_left_of_it(gate: Gate) -> None:
     before, after = gate.between(CALM + 5, BUSY), gate.between(AFTER + 10, OVER - 5)
 
@@ -62,12 +64,14 @@ def test_whoever_is_let_in_is_served_in_time(gate: Gate) -> None:
     assert sum(each.good for each in let_in) >= 0.9 * len(let_in)
 
 
+@pytest.mark.fault_row(45, removed=True)
 def test_without_the_defence_nearly_nobody_is_served_in_time() -> None:
     control = overload(defended=False)
 
     assert control.goodput(BUSY + 5, AFTER) <= 0.3 * CAPACITY
 
 
+@pytest.mark.fault_row(19)
 def test_an_upstream_that_becomes_slow_sheds_at_once_and_serves_what_it_can_in_time() -> None:
     """Ten times slower for half a minute: what is taken in is answered within its deadline, the rest at once."""
 

@@ -136,6 +136,7 @@ def goodput(came: Sequence[Came], begin: float, end: float) -> float:
     return len(ended) / (end - begin)
 
 
+@pytest.mark.fault_row(45)
 @pytest.mark.parametrize("defended", [True, False], ids=["admission", "control"])
 async def test_five_times_the_load_and_back(defended: bool) -> None:
     """Half of the capacity, 2.5 times the capacity, half again; callers have 3 s and come back twice when told."""
@@ -176,6 +177,7 @@ async def test_five_times_the_load_and_back(defended: bool) -> None:
         assert served <= 0.5 * capacity
 
 
+@pytest.mark.fault_row(44)
 async def test_a_neighbour_at_twenty_times_its_share() -> None:
     """Two tenants with equal shares; one asks for a fifth of its own, the other for twenty times its."""
     service_s, seconds = 1.0, 30.0

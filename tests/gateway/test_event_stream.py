@@ -60,6 +60,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in zip([0, *places], [*places, len(data)], strict=True)]
 
 
+@pytest.mark.fault_row(15)
 @pytest.mark.parametrize("name", WHOLE)
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=12))
 def test_every_cut_of_a_stream_says_the_same(name: str, cuts: list[int]) -> None:
@@ -71,6 +72,7 @@ def test_every_cut_of_a_stream_says_the_same(name: str, cuts: list[int]) -> None
     assert usage == (Usage(3, 2) if name == "usage" else None)
 
 
+@pytest.mark.fault_row(15)
 @pytest.mark.parametrize("name", [name for name in WHOLE if name != "a long line"])
 def test_a_stream_may_come_byte_by_byte(name: str) -> None:
     raw, _, stream = run([bytes([byte]) for byte in WHOLE[name]])
@@ -160,6 +162,7 @@ def test_an_error_event_tells_the_status_that_it_should_have_been(error: str, st
     assert stream.error.body == (error.encode() if forwarded else None)
 
 
+@pytest.mark.fault_row(15)
 @pytest.mark.parametrize(
     "data", ["oops", '{"choices":', "[]", "5", '{"choices":5}', '{"a":NaN}', "\xff", '{"usage":"much"}', "{" * 5_000]
 )
@@ -172,6 +175,7 @@ def test_what_is_no_chunk_is_an_error(data: str) -> None:
         assert stream.error.kind is UpstreamFailure.PROTOCOL
 
 
+@pytest.mark.fault_row(15)
 def test_an_event_without_end_is_an_error() -> None:
     stream = EventStream()
     piece = b"x" * 65_536

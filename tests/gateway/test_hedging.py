@@ -243,6 +243,7 @@ async def test_a_request_at_fault_is_told_so_and_not_tried_elsewhere() -> None:
     assert second.calls == []
 
 
+@pytest.mark.fault_row(20)
 @virtually
 async def test_a_hedge_stands_beside_nothing_once_streaming_has_begun() -> None:
     first, second = Simulated(rest_s=60.0), Simulated()

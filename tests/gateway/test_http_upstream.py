@@ -216,6 +216,7 @@ async def test_clocks_that_run_out_before_the_first_event_are_a_504(
     await eventually(lambda: upstream.active == 0)
 
 
+@pytest.mark.fault_row(13, 14)
 @pytest.mark.parametrize(
     ("script", "code"),
     [

@@ -43,6 +43,7 @@ class Caller:
         self.writer.transport.abort() if rudely else self.writer.close()
 
 
+@pytest.mark.fault_row(24)
 @pytest.mark.parametrize("rudely", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("hang_at", ["accept", "head", 2])
@@ -70,6 +71,7 @@ async def test_the_upstream_is_closed_when_the_caller_leaves(
     assert gateway.metrics.in_flight == 0
 
 
+@pytest.mark.fault_row(25)
 async def test_a_caller_who_leaves_the_queue_was_never_sent(upstream: Upstream) -> None:
     served = http_upstream(upstream.url, slots=1)
     async with running(model("m", served)) as gateway:

@@ -3,9 +3,12 @@
 import asyncio
 import time
 
+import pytest
+
 from gateway.telemetry.loop_lag import EVERY_S, LoopLag
 
 
+@pytest.mark.fault_row(36)
 async def test_a_loop_that_was_held_up_is_seen_late_once() -> None:
     lag = LoopLag()
     until = time.monotonic() + 2 * EVERY_S

@@ -401,6 +401,7 @@ async def test_a_settling_task_does_not_keep_the_next_request_waiting(serve: Ser
 # The client leaves
 
 
+@pytest.mark.fault_row(24)
 @pytest.mark.parametrize("begin", [False, True], ids=["before the first byte", "after the first byte"])
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 async def test_a_client_that_leaves_cancels_its_request(serve: Serve, begin: bool, reset: bool) -> None:
@@ -458,6 +459,7 @@ async def test_a_client_that_leaves_after_its_answer_does_not_cancel_the_settlin
 # Slow clients
 
 
+@pytest.mark.fault_row(27)
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET[:-2]])
 async def test_a_head_that_does_not_come_ends_the_connection(serve: Serve, sent: bytes) -> None:
     running = await serve(limits=ServerLimits(head_s=0.3))
@@ -472,6 +474,7 @@ async def test_a_second_head_that_does_not_come_whole_ends_the_connection(serve:
     assert [status for status, _ in answers(await running.exchange(GET + b"GET /"))] == [200, 408]
 
 
+@pytest.mark.fault_row(27)
 async def test_a_trickle_does_not_extend_the_head_clock(serve: Serve) -> None:
     running = await serve(limits=ServerLimits(head_s=0.3))
     reader, writer = await running.connect()
@@ -494,6 +497,7 @@ async def test_an_idle_connection_is_closed(serve: Serve) -> None:
     assert len(answers(await running.exchange(GET))) == 1
 
 
+@pytest.mark.fault_row(27)
 @pytest.mark.parametrize(
     "head",
     [
@@ -527,6 +531,7 @@ async def connect_and_read_nothing(port: int) -> socket.socket:
     return sock
 
 
+@pytest.mark.fault_row(26)
 async def test_a_reader_who_stops_reading_is_cut_off(serve: Serve) -> None:
     outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -576,6 +581,7 @@ async def test_a_slow_reader_who_reads_gets_everything(serve: Serve) -> None:
     assert waits > 0
 
 
+@pytest.mark.fault_row(26)
 async def test_a_whole_answer_nobody_reads_does_not_hold_the_connection(serve: Serve) -> None:
     async def large(request: HttpRequest, responder: Responder) -> None:
         responder.respond(200, (), b"x" * 20_000_000)

@@ -177,6 +177,7 @@ async def test_an_error_stays_an_error() -> None:
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
 
 
+@pytest.mark.fault_row(13)
 async def test_the_first_chunks_clock_runs_until_the_first_chunk() -> None:
     rig = Rig()
     rig.connection.data_received(HEAD)
@@ -193,6 +194,7 @@ async def test_the_first_chunks_clock_runs_until_the_first_chunk() -> None:
         await anext(rig.response)
 
 
+@pytest.mark.fault_row(13)
 async def test_each_chunk_starts_the_clock_between_them_anew() -> None:
     rig = Rig()
     rig.connection.data_received(HEAD)

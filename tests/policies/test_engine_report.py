@@ -6,6 +6,7 @@ from policies.breaker import Cause
 from policies.engine_report import EngineCounts, EngineReport, ReportTerms
 
 
+@pytest.mark.fault_row(39)
 @pytest.mark.parametrize(
     ("trouble", "cause"),
     [
@@ -23,6 +24,7 @@ def test_what_befalls_half_of_all_steps_is_a_cause_once(trouble: str, cause: Cau
     assert told.index(cause) == 2  # the third
 
 
+@pytest.mark.fault_row(37)
 def test_one_poisonous_request_among_many_is_no_cause() -> None:
     report = EngineReport()
 

@@ -105,6 +105,7 @@ def bearer(key: str = "alices-key") -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+@pytest.mark.fault_row(38)
 async def test_a_request_that_kills_the_worker_twice_is_not_tried_again(
     start: Start, tmp_path: Path, model: Path
 ) -> None:
@@ -128,6 +129,7 @@ async def test_a_request_that_kills_the_worker_twice_is_not_tried_again(
     assert "13, 13" not in said
 
 
+@pytest.mark.fault_row(38, removed=True)
 async def test_without_quarantine_it_would_kill_the_worker_again_and_again(
     start: Start, tmp_path: Path, model: Path
 ) -> None:
@@ -139,6 +141,7 @@ async def test_without_quarantine_it_would_kill_the_worker_again_and_again(
     assert metrics["penstock_worker_deaths"] == 4
 
 
+@pytest.mark.fault_row(38)
 async def test_those_who_were_in_flight_with_it_are_tried_one_at_a_time(
     start: Start, tmp_path: Path, model: Path
 ) -> None:

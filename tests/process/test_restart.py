@@ -98,6 +98,7 @@ async def load_through_restarts(start: Start, folder: Path, total: int, restarts
     return load
 
 
+@pytest.mark.fault_row(30)
 async def test_no_request_fails_through_restarts(start: Start, tmp_path: Path) -> None:
     load = await load_through_restarts(start, tmp_path, 1_000, 2)
 
@@ -105,6 +106,7 @@ async def test_no_request_fails_through_restarts(start: Start, tmp_path: Path) -
     assert load.outcomes[200] >= 1_000
 
 
+@pytest.mark.fault_row(30)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_no_request_of_ten_thousand_fails_through_restarts(start: Start, tmp_path: Path) -> None:
@@ -163,6 +165,7 @@ async def test_a_wrong_file_changes_nothing(start: Start, tmp_path: Path) -> Non
     assert answer.status == 200
 
 
+@pytest.mark.fault_row(29)
 async def test_what_still_runs_at_the_end_of_the_grace_hears_an_error(start: Start, tmp_path: Path) -> None:
     async with (
         serving(start, tmp_path, drain_s=0.3) as (process, port, upstream),

@@ -80,6 +80,7 @@ def test_who_shows_no_key_is_refused_and_nothing_is_asked(gateway: Process, upst
     assert (answer.status_code, answer.json()["error"]["code"], upstream.seen) == (401, "invalid_api_key", [])
 
 
+@pytest.mark.fault_row(29)
 def test_a_running_stream_ends_whole_while_the_process_drains(gateway: Process, upstream: ScriptedUpstream) -> None:
     url = url_of(gateway)
     upstream.go.clear()
@@ -96,6 +97,7 @@ def test_a_running_stream_ends_whole_while_the_process_drains(gateway: Process, 
     assert gateway.wait() == 0
 
 
+@pytest.mark.fault_row(29)
 def test_a_second_signal_breaks_off_what_still_runs(gateway: Process, upstream: ScriptedUpstream) -> None:
     url = url_of(gateway)
     upstream.go.clear()

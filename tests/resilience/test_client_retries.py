@@ -44,6 +44,7 @@ async def attempts_per_call(budget: BudgetTerms | None) -> tuple[float, float]:
             return len(server.seen) / CALLS, answered / CALLS
 
 
+@pytest.mark.fault_row(18)
 async def test_with_half_of_all_attempts_failing_an_upstream_gets_one_and_a_half_for_each_call_at_most() -> None:
     attempts, answered = await attempts_per_call(None)
 
@@ -51,6 +52,7 @@ async def test_with_half_of_all_attempts_failing_an_upstream_gets_one_and_a_half
     assert answered > 0.45
 
 
+@pytest.mark.fault_row(18, removed=True)
 async def test_without_a_budget_and_a_word_to_the_client_both_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control arm: three attempts here for each of three there."""
 

@@ -116,6 +116,7 @@ def first_fails(script: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
 # Before the first event.
 
 
+@pytest.mark.fault_row(10)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("defended", [True, False])
 async def test_an_upstream_that_refuses_connections_is_passed_over(defended: bool, stream: bool) -> None:
@@ -125,6 +126,7 @@ async def test_an_upstream_that_refuses_connections_is_passed_over(defended: boo
     assert response.status_code == (200 if defended else 502)
 
 
+@pytest.mark.fault_row(11)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("defended", [True, False])
 @pytest.mark.parametrize(
@@ -152,6 +154,7 @@ async def test_what_fails_before_the_first_event_is_tried_again(
         assert it.servers[0].seen[0].body == it.servers[0].seen[-1].body
 
 
+@pytest.mark.fault_row(15)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("defended", [True, False])
 @pytest.mark.parametrize(
@@ -209,6 +212,7 @@ class Blind:
         monkeypatch.setattr(Running, "__anext__", blind)
 
 
+@pytest.mark.fault_row(12)
 @pytest.mark.parametrize("defended", [True, False])
 @pytest.mark.parametrize(
     "script",
@@ -244,6 +248,7 @@ async def test_a_stream_that_breaks_off_says_so_once_is_not_repeated_and_is_char
             await eventually(lambda: it.servers[0].seen[0].ending == "left")
 
 
+@pytest.mark.fault_row(14)
 @pytest.mark.parametrize("defended", [True, False])
 async def test_an_upstream_that_trickles_is_late_by_its_events_and_not_by_its_bytes(defended: bool) -> None:
     clocks = QUICK if defended else PATIENT
@@ -261,6 +266,7 @@ async def test_an_upstream_that_trickles_is_late_by_its_events_and_not_by_its_by
     assert ended is defended
 
 
+@pytest.mark.fault_row(13)
 @pytest.mark.parametrize("defended", [True, False])
 @pytest.mark.parametrize(("place", "status"), [("accept", 504), ("head", 504), (3, 200)])
 async def test_an_upstream_that_hangs_is_left_by_the_clock_that_runs_out(
@@ -296,6 +302,7 @@ class Trusting:
         return None
 
 
+@pytest.mark.fault_row(15)
 @pytest.mark.parametrize("defended", [True, False])
 @pytest.mark.parametrize(
     "garbage",
@@ -328,6 +335,7 @@ async def test_garbage_behind_a_good_event_is_an_error_and_not_forwarded(
     assert ("garbage" not in told and told.count("data:") == 1) is defended
 
 
+@pytest.mark.fault_row(15)
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 64])
 async def test_whatever_the_protocol_allows_arrives_whole(newline: str, cut: int) -> None:
@@ -355,6 +363,7 @@ async def test_whatever_the_protocol_allows_arrives_whole(newline: str, cut: int
 # Storms.
 
 
+@pytest.mark.fault_row(16)
 @pytest.mark.parametrize("defended", [True, False])
 async def test_a_storm_of_429_is_answered_with_its_retry_after_and_little_is_sent(defended: bool) -> None:
     unbounded = BudgetTerms(ratio=1000.0, floor_per_s=10_000.0)
@@ -375,6 +384,7 @@ async def test_a_storm_of_429_is_answered_with_its_retry_after_and_little_is_sen
     assert all(0 < int(answer.headers["retry-after-ms"]) <= 4000 for answer in away)
 
 
+@pytest.mark.fault_row(10, 17)
 @pytest.mark.parametrize("defended", [True, False])
 async def test_one_probe_at_a_time_finds_out_that_an_upstream_is_well(defended: bool) -> None:
     terms = BreakerTerms(consecutive=3, open_s=0.05, max_open_s=0.05, probe_interval_s=0.05)
@@ -394,6 +404,7 @@ async def test_one_probe_at_a_time_finds_out_that_an_upstream_is_well(defended: 
 # Hedges.
 
 
+@pytest.mark.fault_row(20)
 @pytest.mark.parametrize("defended", [True, False])
 async def test_a_late_stream_is_hedged_and_its_loser_left_before_the_winner_has_ended(defended: bool) -> None:
     async with site(servers=2, hedge=HedgeTerms(min_points=5, share=1.0) if defended else None) as it:
@@ -414,6 +425,7 @@ async def test_a_late_stream_is_hedged_and_its_loser_left_before_the_winner_has_
 # What it costs.
 
 
+@pytest.mark.fault_row(11)
 @pytest.mark.parametrize(
     ("script", "charged"),
     [

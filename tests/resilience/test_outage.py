@@ -38,6 +38,7 @@ def sent(upstream: Simulated, begin: float, end: float) -> int:
     return sum(begin <= at < end for at in upstream.sent)
 
 
+@pytest.mark.fault_row(17)
 def test_an_outage_is_noticed_within_two_seconds_probed_once_a_second_and_over_within_five() -> None:
     world, upstream = outage()
 
@@ -58,6 +59,7 @@ def test_who_is_turned_away_meanwhile_learns_at_once_when_to_come_again() -> Non
     assert 0 < min(waits) <= max(waits) <= 4000
 
 
+@pytest.mark.fault_row(11, 17)
 @pytest.mark.parametrize("defended", [True, False])
 def test_without_a_breaker_the_budget_holds_the_attempts(defended: bool) -> None:
     _, upstream = outage(breaker=NEVER_OPENS, budget=None if defended else UNBOUNDED)
@@ -67,6 +69,7 @@ def test_without_a_breaker_the_budget_holds_the_attempts(defended: bool) -> None
     assert defended or attempts > 2.5 * RATE * 60
 
 
+@pytest.mark.fault_row(17)
 @pytest.mark.parametrize("defended", [True, False])
 def test_the_breaker_keeps_all_but_probes_away(defended: bool) -> None:
     _, upstream = outage(breaker=None if defended else NEVER_OPENS)
@@ -82,6 +85,7 @@ def test_where_half_fails_retries_save_what_the_budget_pays_for_and_no_more_is_s
     assert (world.good(DOWN, HEALED) > 0.53) is defended
 
 
+@pytest.mark.fault_row(16)
 def test_a_storm_of_429_is_cooled_down_and_its_retry_after_reaches_the_caller() -> None:
     """Every answer a 429 that asks for two minutes: nobody waits so long, and nobody asks again at once."""
     upstream = Simulated(failing=lambda at: at >= DOWN, failure=(UpstreamFailure.STATUS, 429), retry_after_s=110.0)

@@ -33,6 +33,7 @@ def quantile(world: World, share: float) -> float:
     return firsts[int(share * len(firsts))]
 
 
+@pytest.mark.fault_row(20)
 def test_hedges_halve_the_tail_for_a_twentieth_more_attempts() -> None:
     plain, _, _ = tail(hedge=None)
     hedged, first, second = tail(hedge=HedgeTerms())
@@ -45,6 +46,7 @@ def test_hedges_halve_the_tail_for_a_twentieth_more_attempts() -> None:
     assert [each for each in hedged.answered if each.error] == []
 
 
+@pytest.mark.fault_row(20)
 def test_each_call_is_used_once_and_each_loser_is_gone_when_the_winner_begins() -> None:
     world, first, second = tail(hedge=HedgeTerms())
 
@@ -58,6 +60,7 @@ def test_each_call_is_used_once_and_each_loser_is_gone_when_the_winner_begins() 
     assert (first.running, second.running) == (0, 0)
 
 
+@pytest.mark.fault_row(20)
 @pytest.mark.parametrize("empty", [True, False])
 def test_with_an_empty_budget_nothing_is_hedged(empty: bool) -> None:
     _, _, second = tail(hedge=HedgeTerms(), budget=BudgetTerms(ratio=0.0, floor_per_s=0.0) if empty else None)
@@ -65,6 +68,7 @@ def test_with_an_empty_budget_nothing_is_hedged(empty: bool) -> None:
     assert (second.sent == []) is empty
 
 
+@pytest.mark.fault_row(20)
 @pytest.mark.parametrize("bounded", [True, False])
 def test_where_all_become_slow_at_once_the_share_holds(bounded: bool) -> None:
     """The quantile is of a minute, and everything is late for it."""

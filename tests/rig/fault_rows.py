@@ -1,4 +1,4 @@
-"""Which tests hold the promises of `docs/faults.md`: read from their marks. `python -m tests.rig.fault_rows` lists them.
+"""Which tests hold the promises of `docs/faults.md`, by their marks; `python -m tests.rig.fault_rows` lists them.
 
 A test says `@pytest.mark.fault_row(12)` where it holds what row 12 of the table promises, and
 `@pytest.mark.fault_row(12, removed=True)` where it shows that the promise is broken once the defence is taken out. One
