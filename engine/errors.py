@@ -9,7 +9,12 @@ EngineError
 ├── ModelError           a model directory is missing something or holds something unknown
 ├── TemplateError        the chat template refused the messages, or ran too long
 ├── QueueFull            the engine's inbox is bounded and full
-└── EngineStopped        the engine was stopped, or died, before the request finished
+├── EngineStopped        the engine was stopped, or died, before the request finished
+└── DeviceError          the GPU, or what stands for it, cannot do what was asked
+    ├── NoDevice         there is none of the kind that was asked for
+    ├── CompileError     a kernel does not compile
+    ├── LaunchError      a kernel could not be launched, or failed
+    └── ShapeError       a tensor is not of the shape or type that a kernel takes
 """
 
 
@@ -72,3 +77,49 @@ class QueueFull(EngineError):
 
 class EngineStopped(EngineError):
     """The engine was stopped, or died, before the request finished."""
+
+
+class DeviceError(EngineError):
+    """The GPU, or what stands for it, cannot do what was asked."""
+
+
+class NoDevice(DeviceError):
+    """There is no device of the kind that was asked for."""
+
+
+class CompileError(DeviceError):
+    """A kernel does not compile. `log` is what the compiler said."""
+
+    def __init__(self, kernel: str, log: str) -> None:
+        super().__init__(f"{kernel}: {log}")
+        self.kernel = kernel
+        self.log = log
+
+
+class LaunchError(DeviceError):
+    """A kernel could not be launched, or failed. Carries how it was launched, as far as it came to that."""
+
+    def __init__(
+        self,
+        kernel: str,
+        problem: str,
+        *,
+        grid: tuple[int, int, int] | None = None,
+        block: tuple[int, int, int] | None = None,
+        shared_bytes: int | None = None,
+    ) -> None:
+        launch = "" if grid is None else f" (grid {grid}, block {block}, {shared_bytes} bytes of shared memory)"
+        super().__init__(f"{kernel}: {problem}{launch}")
+        self.kernel = kernel
+        self.grid = grid
+        self.block = block
+        self.shared_bytes = shared_bytes
+
+
+class ShapeError(DeviceError):
+    """A tensor is not of the shape or type that a kernel takes. `argument` is its name."""
+
+    def __init__(self, kernel: str, argument: str, expected: str, arrived: str) -> None:
+        super().__init__(f"{kernel}: {argument}: expected {expected}, got {arrived}")
+        self.kernel = kernel
+        self.argument = argument

@@ -1,0 +1,53 @@
+"""What the engine runs its kernels on: an NVIDIA GPU, or a CPU that emulates one."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.kernels.arguments import Argument
+from engine.kernels.registry import Instance
+
+
+class Device(Protocol):
+    """Memory and launches. `engine/kernels/cuda_device.py` and `emulated_device.py` are the two there are."""
+
+    @property
+    def name(self) -> str:
+        """What it calls itself."""
+
+    @property
+    def arch(self) -> str:
+        """What its kernels are compiled for, such as sm_90a."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where its tensors are for torch."""
+
+    @property
+    def num_multiprocessors(self) -> int:
+        """How many blocks run at once, at one block each."""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory that nobody has written; the emulator's is full of NaN."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory that is zero."""
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy in the device's memory."""
+
+    def launch(self, instance: Instance, grid: tuple[int, int, int], *arguments: Argument) -> None:
+        """Start a kernel behind what was started before. Tensors are passed as `tensor.data_ptr()`.
+
+        They must live until it has run. Raises `LaunchError`.
+        """
+
+    def tensor_map(self, tensor: Tensor, box: tuple[int, ...], swizzle_bytes: int) -> bytes:
+        """The 128 bytes by which TMA copies boxes of this tensor, which must outlive them. Raises `ShapeError`.
+
+        `box` has the tensor's own order of dimensions. `swizzle_bytes` is 0, 32, 64 or 128.
+        """
+
+    def synchronize(self) -> None:
+        """Wait until everything that was started has ended. Raises `LaunchError` for what failed."""

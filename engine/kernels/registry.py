@@ -1,0 +1,65 @@
+"""What a kernel instance is: one template `__global__` function with its arguments chosen, and how it is launched.
+
+An instance is named by a C++ expression, such as `rms_norm<bf16, 256, true>`, and is compiled by itself to one small
+cubin, so that a process loads only what it launches and a start never waits for what it does not use. The tables of
+instances (`INSTANCES` in each `engine/kernels/<stem>.py`, all of them in `table.py`) are constants: what is not in a
+table is never compiled and never launched.
+"""
+
+from dataclasses import dataclass, field
+
+# What a letter of a signature stands for: its code in `struct` and its size in bytes.
+LETTERS = {
+    "P": ("Q", 8),  # a pointer
+    "i": ("i", 4),  # int
+    "u": ("I", 4),  # unsigned
+    "f": ("f", 4),  # float
+    "q": ("q", 8),  # long long
+    "T": ("128s", 128),  # a TensorMap, by value
+}
+
+HOPPER = ("sm_90a",)
+EVERYWHERE = ("sm_80", "sm_89", "sm_90", *HOPPER)
+
+MAX_THREADS = 1024
+MAX_SHARED_BYTES = 227 * 1024  # of Hopper; a block of sm_80 has 163 KB, of sm_89 99 KB
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Instance:
+    """One kernel as it is compiled and launched. Compared by identity: a table holds the only one of its kind."""
+
+    source: str
+    """The file under `cuda/` that defines the template."""
+
+    expression: str
+    """The C++ name with its template arguments, as NVRTC takes name expressions."""
+
+    signature: str
+    """One letter of `LETTERS` for each parameter."""
+
+    block: tuple[int, int, int]
+    """Threads of a block."""
+
+    shared_bytes: int = 0
+    """Dynamic shared memory of a block."""
+
+    archs: tuple[str, ...] = EVERYWHERE
+    """What it is compiled for."""
+
+    overlaps: bool = False
+    """May start before its predecessor in the stream has ended; the kernel calls `pdl_wait()` before it reads."""
+
+    _label: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        threads = self.block[0] * self.block[1] * self.block[2]
+        assert set(self.signature) <= LETTERS.keys(), f"{self}: a signature is made of {''.join(LETTERS)}"
+        assert 0 < threads <= MAX_THREADS, f"{self}: {threads} threads in a block"
+        assert 0 <= self.shared_bytes <= MAX_SHARED_BYTES, f"{self}: shared memory of a block"
+        assert self.archs, f"{self}: no arch"
+        assert set(self.archs) <= set(EVERYWHERE), f"{self}: unknown arch"
+        object.__setattr__(self, "_label", f"{self.source}: {self.expression}")
+
+    def __str__(self) -> str:
+        return self._label if hasattr(self, "_label") else f"{self.source}: {self.expression}"

@@ -1,0 +1,42 @@
+"""Where CUDA's own headers are: pip packages, else an installed toolkit."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.errors import CompileError
+
+PROOF = "cuda_bf16.h"
+VERSION = re.compile(r"^#define CUDART_VERSION\s+(\d+)", re.MULTILINE)
+
+
+def header_directory() -> Path:
+    """The directory of `cuda_bf16.h` and its kin. Raises `CompileError`."""
+    tried = []
+    for candidate in _candidates():
+        if (candidate / PROOF).is_file():
+            return candidate
+        tried.append(str(candidate))
+    raise CompileError(PROOF, f"install nvidia-cuda-runtime and nvidia-cuda-crt; not in {', '.join(tried)}")
+
+
+def header_version(directory: Path) -> int:
+    """Such as 13000 for CUDA 13.0."""
+    found = VERSION.search((directory / "cuda_runtime_api.h").read_text("utf-8"))
+    if found is None:
+        raise CompileError("cuda_runtime_api.h", f"no CUDART_VERSION in {directory}")
+    return int(found[1])
+
+
+def _candidates() -> Iterator[Path]:
+    try:
+        from cuda.pathfinder import find_nvidia_header_directory
+    except ImportError:  # an older one does not tell
+        pass
+    else:
+        if found := find_nvidia_header_directory("cudart"):
+            yield Path(found)
+    if home := os.environ.get("CUDA_HOME"):
+        yield Path(home) / "include"
+    yield Path("/usr/local/cuda/include")

@@ -1,0 +1,53 @@
+"""What kernel tests run on: the emulator in six modes, and a card where there is one.
+
+A test makes its tensors with `device.upload(...)` and brings results back with `.cpu()`, so that the same test runs on
+both. `device` is every one of them in turn; `emulator` is one mode, for cases that take long.
+"""
+
+import os
+
+import pytest
+import torch
+
+from engine.device import Device
+from engine.kernels.disk_cache import DiskCache, cache_directory
+from engine.kernels.emulated_device import EmulatedDevice, Mode, Schedule
+from engine.kernels.emulator import Emulator
+
+MODES = [
+    Mode(late, schedule, seed)
+    for late in (True, False)
+    for schedule, seed in ((Schedule.FORWARD, 0), (Schedule.PRIORITY, 1), (Schedule.PRIORITY, 2))
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `device` its kinds: the modes, and `cuda` where torch sees a card."""
+    if "device" in metafunc.fixturenames:
+        kinds: list[Mode | str] = [*MODES, *(["cuda"] if torch.cuda.is_available() else [])]
+        metafunc.parametrize("device", kinds, indirect=True, ids=str)
+
+
+@pytest.fixture(scope="session")
+def kernel_cache() -> DiskCache:
+    """The user's own cache: what was compiled for an earlier run is not compiled again."""
+    return DiskCache(cache_directory(os.environ))
+
+
+@pytest.fixture(scope="session")
+def emulator_library(kernel_cache: DiskCache) -> Emulator:
+    """The emulator itself, loaded once."""
+    return Emulator(kernel_cache)
+
+
+@pytest.fixture
+def emulator(emulator_library: Emulator) -> EmulatedDevice:
+    """The emulator in the mode that finds most by itself."""
+    return EmulatedDevice(emulator_library, Mode(late=True, schedule=Schedule.PRIORITY, seed=1))
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, emulator_library: Emulator) -> Device:
+    """Each device in turn."""
+    assert isinstance(request.param, Mode)
+    return EmulatedDevice(emulator_library, request.param)
