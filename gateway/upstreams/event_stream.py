@@ -1,9 +1,9 @@
 """An upstream's event stream: forwarded as received, looked into only as far as needed.
 
-Nearly every chunk is one or more whole events whose data are JSON objects without usage and without an error. Four
-looks at its bytes tell, and it goes out untouched. Every other chunk is read event by event: to take the usage out, to
-notice an error inside a 200, to notice the end. An event that is cut by a chunk's border waits for its rest: no client
-could use the half, and after it no error event could be told.
+Nearly every chunk is one or more whole events whose data are JSON objects without usage and without an error. One pass
+of the JSON reader over each tells, and the chunk goes out untouched. Every other chunk is read event by event: to take
+the usage out, to notice an error inside a 200, to notice the end. An event that is cut by a chunk's border waits for
+its rest: no client could use the half, and after it no error event could be told.
 
 Lines end with LF, CR or CRLF, `data` may stand on several lines and without a space, comments and a leading byte order
 mark are allowed, as the WHATWG says of event streams.
@@ -54,13 +54,7 @@ class EventStream:
 
     def feed(self, chunk: bytes) -> Event | None:
         """Take a chunk; give what can go out."""
-        if (
-            self._plain
-            and chunk.startswith(b"data: {")
-            and chunk.endswith(b"}\n\n")
-            and (b'"usage"' not in chunk or chunk.count(b'"usage"') == chunk.count(b'"usage":null'))
-            and b'"error"' not in chunk
-        ):
+        if self._plain and chunk.endswith(b"}\n\n") and is_plain(chunk):
             self._last = chunk
             return Event(raw=chunk)
         if self.done or self.error is not None:
@@ -159,6 +153,24 @@ class EventStream:
         last = [data for event in re.split(rb"(?<=\n\n)", self._last) if (data := data_of(event)) is not None]
         peek = self._peek(last[-1]) if last else None
         return peek is not None and peek.ends
+
+
+def is_plain(chunk: bytes) -> bool:
+    """Whether a chunk that ends an event is nothing but whole events with an answer's JSON on one line each, and has
+    neither usage nor an error in it.
+    """
+    if b"\r" in chunk:
+        return False
+    for event in chunk[:-2].split(b"\n\n"):
+        if not event.startswith(b"data: {") or b"\n" in event:
+            return False
+        try:
+            peek = peek_at(event[6:])
+        except UpstreamError:
+            return False
+        if peek.usage is not None:
+            return False
+    return True
 
 
 def data_of(event: bytes) -> bytes | None:

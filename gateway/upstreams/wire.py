@@ -61,6 +61,8 @@ def peek_at(data: bytes) -> Peek:
     """Look into an answer or a chunk, about 1 µs. Raises `UpstreamError`: malformed, or an error in place of it."""
     try:
         peek = _peek(data)
+        if not data.isascii():
+            data.decode()  # the strings that are skipped over were not looked into
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed("it is not the JSON of an answer") from error
     if peek.error is not None:

@@ -164,13 +164,18 @@ def test_an_error_event_tells_the_status_that_it_should_have_been(error: str, st
 
 @pytest.mark.fault_row(15)
 @pytest.mark.parametrize(
-    "data", ["oops", '{"choices":', "[]", "5", '{"choices":5}', '{"a":NaN}', "\xff", '{"usage":"much"}', "{" * 5_000]
+    "data",
+    [
+        *("oops", '{"choices":', "[]", "5", '{"choices":5}', '{"a":NaN}', "\xff", '{"usage":"much"}', "{" * 5_000),
+        *("{oops}", '{"a":"\xff"}', '{"a":"\x01"}', '{"a":\n1}', '{"a":\r1}', "{}}", "{} {}", "{}\n\ndata: {oops}"),
+    ],
 )
 def test_what_is_no_chunk_is_an_error(data: str) -> None:
-    for before in (b"", CHUNK % b"a"):
-        raw, _, stream = run([before + b"data: " + data.encode("latin-1") + b"\n\n"])
+    chunk, wrong = CHUNK % b"a", b"data: " + data.encode("latin-1") + b"\n\n"
+    for before, apart in ((b"", False), (chunk, False), (chunk, True)):
+        raw, _, stream = run([before, wrong] if apart else [before + wrong])
 
-        assert raw == before
+        assert raw.removesuffix(b"data: {}\n\n") == before
         assert stream.error is not None
         assert stream.error.kind is UpstreamFailure.PROTOCOL
 

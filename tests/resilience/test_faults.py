@@ -248,24 +248,6 @@ async def test_a_stream_that_breaks_off_says_so_once_is_not_repeated_and_is_char
             await eventually(lambda: it.servers[0].seen[0].ending == "left")
 
 
-@pytest.mark.fault_row(14)
-@pytest.mark.parametrize("defended", [True, False])
-async def test_an_upstream_that_trickles_is_late_by_its_events_and_not_by_its_bytes(defended: bool) -> None:
-    clocks = QUICK if defended else PATIENT
-    async with site(clocks=clocks, retry=ONCE) as it:
-        asking = asyncio.ensure_future(
-            it.ask({"cut_bytes": 1, "chunk_delay_s": 0.05, "words": ["a"] * 100}, stream=True)
-        )
-        done, _ = await asyncio.wait([asking], timeout=1.5)
-        ended = bool(done)
-        if defended:
-            assert (await asking).status_code == 504
-        asking.cancel()
-        await asyncio.wait([asking])
-
-    assert ended is defended
-
-
 @pytest.mark.fault_row(13)
 @pytest.mark.parametrize("defended", [True, False])
 @pytest.mark.parametrize(("place", "status"), [("accept", 504), ("head", 504), (3, 200)])
@@ -304,10 +286,12 @@ class Trusting:
 
 @pytest.mark.fault_row(15)
 @pytest.mark.parametrize("defended", [True, False])
+@pytest.mark.parametrize("delay_s", [0.0, 0.02], ids=["together", "apart"])
 @pytest.mark.parametrize(
     "garbage",
     [
         "data: {garbage\n\n",
+        "data: {garbage}\n\n",
         "data: garbage\n\n",
         'data: ["garbage"]\n\n',
         'data: {"choices": "\xff garbage"}\n\n',
@@ -319,15 +303,16 @@ class Trusting:
         'data: {"error": {"message": "x"}}\n\ndata: {"garbage": 1}\n\n',
         "",
     ],
-    ids=["cut", "word", "list", "no utf-8", "cr", "gzip", "html", "torn", "endless", "error", "nothing"],
+    ids=["cut", "braces", "word", "list", "no utf-8", "cr", "gzip", "html", "torn", "endless", "error", "nothing"],
 )
 async def test_garbage_behind_a_good_event_is_an_error_and_not_forwarded(
-    garbage: str, defended: bool, monkeypatch: pytest.MonkeyPatch
+    garbage: str, delay_s: float, defended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not defended:
         monkeypatch.setattr("gateway.upstreams.http.EventStream", Trusting)
     async with site(retry=ONCE) as it:
-        response = await it.ask({"pieces": [GOOD, *([garbage] if garbage else [])]}, stream=True)
+        pieces = [GOOD, *([garbage] if garbage else [])]
+        response = await it.ask({"pieces": pieces, "chunk_delay_s": delay_s}, stream=True)
 
     told = response.text.removeprefix(GOOD).removeprefix(": comment\n\n")
     assert response.status_code == 200
@@ -382,6 +367,32 @@ async def test_a_storm_of_429_is_answered_with_its_retry_after_and_little_is_sen
     away = [answer for answer in answers if answer.status_code == 503]
     assert bool(away) is defended
     assert all(0 < int(answer.headers["retry-after-ms"]) <= 4000 for answer in away)
+
+
+@pytest.mark.fault_row(16)
+@pytest.mark.parametrize("defended", [True, False])
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"retry-after": "7"}, ("7", "7000")),
+        ({"retry-after": "120"}, ("120", "120000")),
+        ({"retry-after": "3600"}, ("3600", None)),  # in milliseconds it would be taken for a mistake
+        ({"retry-after-ms": "9000000"}, ("9000", None)),
+        ({"retry-after": "99999999999"}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+async def test_an_upstreams_429_reaches_the_caller_with_a_time_that_clients_take(
+    asked: dict[str, str], told: tuple[str | None, str | None], defended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not defended:
+        monkeypatch.setattr("gateway.upstreams.wire.retry_headers", lambda wait_s: {"retry-after-ms": f"{wait_s}"})
+    async with site(retry=ONCE) as it:
+        answer = await it.ask({"status": 429, "headers": asked})
+
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "false")
+    times = (answer.headers.get("retry-after"), answer.headers.get("retry-after-ms"))
+    assert (times == told) is (defended or told == (None, None))
 
 
 @pytest.mark.fault_row(10, 17)

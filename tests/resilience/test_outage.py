@@ -7,13 +7,14 @@ import pytest
 from gateway.attempts.recovery import Recovery
 from gateway.errors import UpstreamFailure
 from policies.breaker import BreakerTerms
-from policies.retry import RetryTerms
+from policies.retry import Failure, RetryPolicy, RetryTerms
 from policies.retry_budget import BudgetTerms
-from tests.rig.simulated import Simulated, World
+from tests.rig.simulated import UNAVAILABLE, Simulated, World
 from tests.rig.virtual_time import START, run_virtually
 
 RATE, DOWN, HEALED, OVER = 50, START + 10, START + 70, START + 90
 NEVER_OPENS = BreakerTerms(consecutive=10**9, min_calls=10**9)
+REFUSED = (UpstreamFailure.CONNECT, None)
 UNBOUNDED = BudgetTerms(ratio=1000.0, floor_per_s=10_000.0)
 
 
@@ -23,11 +24,12 @@ def outage(
     budget: BudgetTerms | None = None,
     retry: RetryTerms | None = None,
     share: float = 1.0,
+    failure: tuple[UpstreamFailure, int | None] = UNAVAILABLE,
     seed: int = 1,
 ) -> tuple[World, Simulated]:
     """Run 90 s of calls to an upstream of which `share` fails from the 10th to the 70th."""
     rng = Random(seed)
-    upstream = Simulated(failing=lambda at: DOWN <= at < HEALED and rng.random() < share)
+    upstream = Simulated(failing=lambda at: DOWN <= at < HEALED and rng.random() < share, failure=failure)
     terms = {upstream: breaker or BreakerTerms()}
     world = World(Recovery((upstream,), breakers=terms, budget=budget, retry=retry, rng=Random(seed)), (upstream,))
     run_virtually(world.offer(RATE, OVER - START))
@@ -59,10 +61,37 @@ def test_who_is_turned_away_meanwhile_learns_at_once_when_to_come_again() -> Non
     assert 0 < min(waits) <= max(waits) <= 4000
 
 
-@pytest.mark.fault_row(11, 17)
+@pytest.mark.fault_row(10)
 @pytest.mark.parametrize("defended", [True, False])
-def test_without_a_breaker_the_budget_holds_the_attempts(defended: bool) -> None:
-    _, upstream = outage(breaker=NEVER_OPENS, budget=None if defended else UNBOUNDED)
+def test_who_finds_a_closed_door_is_at_the_next_one_in_the_same_moment(
+    defended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defence: no pause before another upstream."""
+    if not defended:
+        delay = RetryPolicy.delay
+
+        def hesitant(
+            self: RetryPolicy, failure: Failure, made: int, remaining_s: float, *, elsewhere: bool, client_retries: int
+        ) -> float | None:
+            return delay(self, failure, made, remaining_s, elsewhere=False, client_retries=client_retries)
+
+        monkeypatch.setattr(RetryPolicy, "delay", hesitant)
+    down = Simulated(failing=lambda _: True, failure=REFUSED, fails_after_s=0.001)
+    well = Simulated()
+    world = World(Recovery((down, well), rng=Random(1)), (down, well))
+    run_virtually(world.offer(1, 20))
+
+    assert all(each.error is None for each in world.answered)
+    assert (max(each.first_event_s or 0.0 for each in world.answered) < 0.0511) is defended  # 1 ms more than a good one
+
+
+@pytest.mark.fault_row(11, 17)
+@pytest.mark.parametrize("failure", [UNAVAILABLE, (UpstreamFailure.RESET, None)])
+@pytest.mark.parametrize("defended", [True, False])
+def test_without_a_breaker_the_budget_holds_the_attempts(
+    defended: bool, failure: tuple[UpstreamFailure, int | None]
+) -> None:
+    _, upstream = outage(breaker=NEVER_OPENS, budget=None if defended else UNBOUNDED, failure=failure)
 
     attempts = sent(upstream, DOWN, HEALED)
     assert (attempts <= 1.2 * RATE * 60 + 3 * 60) is defended
@@ -88,12 +117,31 @@ def test_where_half_fails_retries_save_what_the_budget_pays_for_and_no_more_is_s
 @pytest.mark.fault_row(16)
 def test_a_storm_of_429_is_cooled_down_and_its_retry_after_reaches_the_caller() -> None:
     """Every answer a 429 that asks for two minutes: nobody waits so long, and nobody asks again at once."""
-    upstream = Simulated(failing=lambda at: at >= DOWN, failure=(UpstreamFailure.STATUS, 429), retry_after_s=110.0)
-    world = World(Recovery((upstream,), breakers={upstream: BreakerTerms()}, rng=Random(1)), (upstream,))
-    run_virtually(world.offer(RATE, 70))
+    world, upstream = storm(BreakerTerms(), retry_after_s=110.0)
 
     assert sent(upstream, DOWN, DOWN + 60) <= 60 + 20
     assert all(len(each.attempts) <= 1 for each in world.answered)
+
+
+def storm(
+    breaker: BreakerTerms, budget: BudgetTerms | None = None, *, retry_after_s: float | None
+) -> tuple[World, Simulated]:
+    """Run 70 s of calls to an upstream that answers 429 from the 10th on."""
+    refusal = (UpstreamFailure.STATUS, 429)
+    upstream = Simulated(failing=lambda at: at >= DOWN, failure=refusal, retry_after_s=retry_after_s)
+    world = World(Recovery((upstream,), breakers={upstream: breaker}, budget=budget, rng=Random(1)), (upstream,))
+    run_virtually(world.offer(RATE, 70))
+    return world, upstream
+
+
+@pytest.mark.fault_row(16)
+@pytest.mark.parametrize("retry_after_s", [None, 0.05])
+@pytest.mark.parametrize("defended", [True, False])
+def test_a_storm_of_429_is_no_storm_of_attempts(defended: bool, retry_after_s: float | None) -> None:
+    """With the budget alone, and without it."""
+    _, upstream = storm(NEVER_OPENS, None if defended else UNBOUNDED, retry_after_s=retry_after_s)
+
+    assert (sent(upstream, DOWN, DOWN + 60) <= 1.2 * RATE * 60 + 3 * 60) is defended
 
 
 @pytest.mark.parametrize("defended", [True, False])

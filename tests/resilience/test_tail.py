@@ -61,23 +61,24 @@ def test_each_call_is_used_once_and_each_loser_is_gone_when_the_winner_begins() 
 
 
 @pytest.mark.fault_row(20)
-@pytest.mark.parametrize("empty", [True, False])
-def test_with_an_empty_budget_nothing_is_hedged(empty: bool) -> None:
-    _, _, second = tail(hedge=HedgeTerms(), budget=BudgetTerms(ratio=0.0, floor_per_s=0.0) if empty else None)
+@pytest.mark.parametrize("defended", [True, False])
+def test_with_an_empty_budget_nothing_is_hedged(defended: bool) -> None:
+    empty = BudgetTerms(ratio=0.0, floor_per_s=0.0) if defended else None
+    _, _, second = tail(hedge=HedgeTerms(), budget=empty)
 
-    assert (second.sent == []) is empty
+    assert (second.sent == []) is defended
 
 
 @pytest.mark.fault_row(20)
-@pytest.mark.parametrize("bounded", [True, False])
-def test_where_all_become_slow_at_once_the_share_holds(bounded: bool) -> None:
+@pytest.mark.parametrize("defended", [True, False])
+def test_where_all_become_slow_at_once_the_share_holds(defended: bool) -> None:
     """The quantile is of a minute, and everything is late for it."""
     loop_time = asyncio.get_running_loop
     first = Simulated(first_event_s=lambda: 0.05 if loop_time().time() < START + 30 else 0.5)
     second = Simulated(first_event_s=lambda: 0.5)
-    terms = HedgeTerms() if bounded else HedgeTerms(share=1.0, burst=10_000.0)
-    budget = None if bounded else BudgetTerms(ratio=1000.0)
+    terms = HedgeTerms() if defended else HedgeTerms(share=1.0, burst=10_000.0)
+    budget = None if defended else BudgetTerms(ratio=1000.0)
     world = World(Recovery((first, second), hedge=terms, budget=budget, rng=Random(1)), (first, second))
     run_virtually(world.offer(RATE, 60))
 
-    assert (len(second.sent) <= 0.05 * RATE * 60 + 10) is bounded
+    assert (len(second.sent) <= 0.05 * RATE * 60 + 10) is defended
