@@ -15,7 +15,8 @@ from engine.sequence import FinishReason
 
 USAGE = """\
 python -m engine generate --model demo --chat --prompt "What is the capital of Norway?"
-python -m engine bench --help"""
+python -m engine bench --help
+python -m engine kernels build --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from engine import bench
 
         return bench.main(arguments[1:])
+    if arguments[:1] == ["kernels"]:
+        from engine.kernels import command
+
+        return command.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return _generate(options)
@@ -42,8 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m engine", epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="generate | bench")
+    commands = parser.add_subparsers(required=True, metavar="generate | bench | kernels")
     commands.add_parser("bench", help="measure tokens/s beside transformers", add_help=False)
+    commands.add_parser("kernels", help="compile the CUDA kernels beforehand", add_help=False)
     generate = commands.add_parser("generate", help="answer one prompt, streamed to stdout")
     generate.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face directory, or demo")
     generate.add_argument("--prompt", required=True, help="the text; - reads it from stdin")

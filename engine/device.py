@@ -1,11 +1,15 @@
 """What the engine runs its kernels on: an NVIDIA GPU, or a CPU that emulates one."""
 
+import os
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from engine.errors import NoDevice
 from engine.kernels.arguments import Argument
+from engine.kernels.disk_cache import DiskCache, cache_directory
 from engine.kernels.registry import Instance
 
 
@@ -43,6 +47,9 @@ class Device(Protocol):
         They must live until it has run. Raises `LaunchError`.
         """
 
+    def warm(self, instances: Iterable[Instance]) -> None:
+        """Compile and load these beforehand, those of them that are for this device's arch."""
+
     def tensor_map(self, tensor: Tensor, box: tuple[int, ...], swizzle_bytes: int) -> bytes:
         """The 128 bytes by which TMA copies boxes of this tensor, which must outlive them. Raises `ShapeError`.
 
@@ -51,3 +58,20 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait until everything that was started has ended. Raises `LaunchError` for what failed."""
+
+
+def open_device(kind: str = "cuda", environment: Mapping[str, str] = os.environ) -> Device:
+    """Open `cuda`, `cuda:1` or `emulator`. Raises `NoDevice` where there is none, `CompileError` without a compiler."""
+    cache = DiskCache(cache_directory(environment))
+    name, _, index = kind.partition(":")
+    if name == "cuda" and (not index or index.isdecimal()):
+        from engine.kernels.compiler import Compiler
+        from engine.kernels.cuda_device import CudaDevice
+
+        return CudaDevice(Compiler(cache), int(index or 0))
+    if kind == "emulator":
+        from engine.kernels.emulated_device import EmulatedDevice, Mode
+        from engine.kernels.emulator import Emulator
+
+        return EmulatedDevice(Emulator(cache), Mode())
+    raise NoDevice(f"there are cuda, cuda:1 and so on, and emulator; not {kind!r}")

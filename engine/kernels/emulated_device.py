@@ -8,6 +8,7 @@ allow (`Mode`), and is the same each time.
 import ctypes
 import math
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -18,10 +19,9 @@ from engine.errors import LaunchError
 from engine.kernels.arguments import Argument, ArgumentBlock
 from engine.kernels.emulator import Emulator
 from engine.kernels.registry import HOPPER, Instance
-from engine.kernels.tensor_map import geometry
+from engine.kernels.tensor_map import MAP_BYTES, geometry
 
 ERROR_BYTES = 4096
-MAP_BYTES = 128
 
 
 class Schedule(IntEnum):
@@ -95,6 +95,9 @@ class EmulatedDevice:
                 block=instance.block,
                 shared_bytes=instance.shared_bytes,
             )
+
+    def warm(self, instances: Iterable[Instance]) -> None:
+        self._emulator.warm([instance for instance in instances if self.arch in instance.archs])
 
     def tensor_map(self, tensor: Tensor, box: tuple[int, ...], swizzle_bytes: int) -> bytes:
         laid = geometry(tensor, box, swizzle_bytes)

@@ -5,8 +5,10 @@ that takes the grid, the block and the very `void**` that a driver would get. Bo
 """
 
 import ctypes
+import os
 import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -54,6 +56,12 @@ class Emulator:
         if found is None:
             found = self._functions[instance] = self._load(self._kernel(instance))
         return found
+
+    def warm(self, instances: Sequence[Instance]) -> None:
+        """Compile what is not in the cache, on every core, and load all of it."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for instance, path in zip(instances, threads.map(self._kernel, instances), strict=True):
+                self._functions[instance] = self._load(path)
 
     def _load(self, path: Path) -> Launch:
         launch = ctypes.CDLL(str(path)).launch

@@ -44,7 +44,7 @@ class Sources:
         to_read = [self.find(name)]
         while to_read:
             path = to_read.pop()
-            if str(path) not in found and path.parent.name != EMULATOR:
+            if str(path) not in found:
                 found[str(path)] = path.read_bytes()
                 to_read += self._included(path, found[str(path)])
         return found
@@ -52,8 +52,9 @@ class Sources:
     def _included(self, path: Path, text: bytes) -> Iterator[Path]:
         for match in INCLUDE.finditer(text):
             name = match[1].decode()
-            beside = path.parent / name
-            yield (beside if beside.is_file() else self.find(name)).resolve()
+            if not name.startswith(f"{EMULATOR}/"):
+                beside = path.parent / name
+                yield (beside if beside.is_file() else self.find(name)).resolve()
 
     def digest(self, name: str) -> str:
         """The same for the same text, wherever it lies."""

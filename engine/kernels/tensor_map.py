@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import ShapeError
 
+MAP_BYTES = 128
 SWIZZLES = (0, 32, 64, 128)
 ALIGNMENT = 16
 MAX_RANK = 5

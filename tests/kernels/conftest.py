@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from engine.device import Device
+from engine.kernels.compiler import Compiler
+from engine.kernels.cuda_device import CudaDevice
 from engine.kernels.disk_cache import DiskCache, cache_directory
 from engine.kernels.emulated_device import EmulatedDevice, Mode, Schedule
 from engine.kernels.emulator import Emulator
@@ -46,8 +48,16 @@ def emulator(emulator_library: Emulator) -> EmulatedDevice:
     return EmulatedDevice(emulator_library, Mode(late=True, schedule=Schedule.PRIORITY, seed=1))
 
 
+@pytest.fixture(scope="session")
+def card(kernel_cache: DiskCache) -> Device:
+    """The GPU; asked for only where there is one."""
+    return CudaDevice(Compiler(kernel_cache))
+
+
 @pytest.fixture
-def device(request: pytest.FixtureRequest, emulator_library: Emulator) -> Device:
+def device(request: pytest.FixtureRequest) -> Device:
     """Each device in turn."""
-    assert isinstance(request.param, Mode)
-    return EmulatedDevice(emulator_library, request.param)
+    if isinstance(request.param, Mode):
+        return EmulatedDevice(request.getfixturevalue("emulator_library"), request.param)
+    found: Device = request.getfixturevalue("card")
+    return found

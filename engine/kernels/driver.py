@@ -1,0 +1,139 @@
+"""The CUDA driver by cuda-python: cubins are loaded, and kernels launched.
+
+A launch is one `struct.pack_into` and one call of cuLaunchKernel. Everything else about it is made once: the array of
+pointers that the driver reads the arguments from, and for a kernel that overlaps its predecessor the launch
+configuration that says so (https://docs.nvidia.com/cuda/cuda-programming-guide/, programmatic dependent launch).
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from engine.errors import DeviceError, LaunchError, NoDevice
+from engine.kernels.arguments import Argument, ArgumentBlock
+from engine.kernels.registry import Instance
+from engine.kernels.tensor_map import MAP_BYTES, Geometry
+
+LIBRARY = "libcuda.so.1"
+FREE_SHARED_BYTES = 48 * 1024  # of more, the driver wants to be told
+MAP_ALIGNMENT = 64
+SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}
+L2_PROMOTION_256_BYTES = 3
+
+Launch = Callable[[tuple[int, int, int], int, tuple[Argument, ...]], None]
+
+
+class Driver:
+    """The driver of this process. The caller has made a context current, as torch does."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import driver
+
+        self._driver = driver
+        try:
+            self._call("the driver", driver.cuInit, 0)
+        except (RuntimeError, LaunchError) as error:  # the former is cuda-python's, where there is no libcuda
+            raise NoDevice(str(error)) from error
+        self._library = ctypes.CDLL(LIBRARY)
+
+    def load(self, instance: Instance, cubin: bytes, lowered: str, *, overlap: bool = True) -> Launch:
+        """Load a cubin; gives what launches its kernel: grid, stream and arguments.
+
+        `overlap` grants what `Instance.overlaps` asks for. Raises `LaunchError`.
+        """
+        driver, name = self._driver, str(instance)
+        library = self._call(name, driver.cuLibraryLoadData, cubin, [], [], 0, [], [], 0)
+        kernel = self._call(name, driver.cuLibraryGetKernel, library, lowered.encode())
+        function = self._call(name, driver.cuKernelGetFunction, kernel)
+        if instance.shared_bytes > FREE_SHARED_BYTES:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._call(name, driver.cuFuncSetAttribute, function, attribute, instance.shared_bytes)
+        if instance.overlaps and overlap:
+            return self._overlapping(instance, function)
+        return self._plain(instance, function)
+
+    def _plain(self, instance: Instance, function: Any) -> Launch:
+        arguments = ArgumentBlock(instance)
+        launch, stream_of, refuse = self._driver.cuLaunchKernel, self._driver.CUstream, self._refusal
+        pack, address = arguments.pack, arguments.address
+        (width, height, depth), shared_bytes = instance.block, instance.shared_bytes
+
+        def start(grid: tuple[int, int, int], stream: int, values: tuple[Argument, ...]) -> None:
+            pack(values)
+            x, y, z = grid
+            stream_object = stream_of(stream)
+            status = launch(function, x, y, z, width, height, depth, shared_bytes, stream_object, address, 0)[0]
+            if status:
+                raise refuse(instance, grid, status)
+
+        return start
+
+    def _overlapping(self, instance: Instance, function: Any) -> Launch:
+        driver = self._driver
+        arguments = ArgumentBlock(instance)
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config = driver.CUlaunchConfig()
+        config.blockDimX, config.blockDimY, config.blockDimZ = instance.block
+        config.sharedMemBytes = instance.shared_bytes
+        config.attrs, config.numAttrs = [attribute], 1
+        launch, stream_of, refuse = driver.cuLaunchKernelEx, driver.CUstream, self._refusal
+        pack, address = arguments.pack, arguments.address
+
+        def start(grid: tuple[int, int, int], stream: int, values: tuple[Argument, ...]) -> None:
+            pack(values)
+            config.gridDimX, config.gridDimY, config.gridDimZ = grid
+            config.hStream = stream_of(stream)
+            status = launch(config, function, address, 0)[0]
+            if status:
+                raise refuse(instance, grid, status)
+
+        return start
+
+    def encode(self, laid: Geometry) -> bytes:
+        """The tensor map of this geometry.
+
+        By ctypes and on aligned memory of ours: the hardware's format wants 64 bytes of alignment, and cuda-python's
+        own object of that type is not aligned.
+        """
+        room = ctypes.create_string_buffer(MAP_BYTES + MAP_ALIGNMENT)
+        address = -(-ctypes.addressof(room) // MAP_ALIGNMENT) * MAP_ALIGNMENT
+        sizes = (ctypes.c_uint64 * laid.rank)(*laid.sizes)
+        strides = (ctypes.c_uint64 * laid.rank)(*laid.strides_bytes)
+        box = (ctypes.c_uint32 * laid.rank)(*laid.box)
+        dense = (ctypes.c_uint32 * laid.rank)(*(1 for _ in laid.box))
+        status = self._library.cuTensorMapEncodeTiled(
+            ctypes.c_void_p(address),
+            ctypes.c_int(laid.data_type),
+            ctypes.c_uint32(laid.rank),
+            ctypes.c_void_p(laid.address),
+            *(sizes, strides, box, dense),
+            ctypes.c_int(0),  # not interleaved
+            ctypes.c_int(SWIZZLE[laid.swizzle_bytes]),
+            ctypes.c_int(L2_PROMOTION_256_BYTES),
+            ctypes.c_int(0),  # what lies outside reads as zero
+        )
+        if status:
+            raise DeviceError(f"cuTensorMapEncodeTiled: {self._described(status)}: {laid}")
+        return ctypes.string_at(address, MAP_BYTES)
+
+    def _call(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
+        status, *results = function(*arguments)
+        if status:
+            raise LaunchError(name, f"{function.__name__}: {self._described(status)}")
+        return results[0] if results else None
+
+    def _refusal(self, instance: Instance, grid: tuple[int, int, int], status: int) -> LaunchError:
+        return LaunchError(
+            str(instance),
+            self._described(status),
+            grid=grid,
+            block=instance.block,
+            shared_bytes=instance.shared_bytes,
+        )
+
+    def _described(self, status: int) -> str:
+        code = self._driver.CUresult(status)
+        _, text = self._driver.cuGetErrorString(code)
+        return f"{code.name}: {text.decode()}" if text else code.name
