@@ -67,8 +67,10 @@ def test_whoever_is_let_in_is_served_in_time(gate: Gate) -> None:
 @pytest.mark.fault_row(45, removed=True)
 def test_without_the_defence_nearly_nobody_is_served_in_time() -> None:
     control = overload(defended=False)
+    after = control.between(AFTER + 10, OVER - 5)
 
     assert control.goodput(BUSY + 5, AFTER) <= 0.3 * CAPACITY
+    assert sum(each.good for each in after) < 0.5 * len(after)  # and it does not come back by itself
 
 
 @pytest.mark.fault_row(19)

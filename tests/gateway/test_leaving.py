@@ -26,10 +26,11 @@ class Caller:
         self.writer = writer
 
     @classmethod
-    async def ask(cls, gateway: Gateway, **fields: Any) -> "Caller":
+    async def ask(cls, gateway: Gateway, *, key: str = "", **fields: Any) -> "Caller":
         caller = cls(*await asyncio.open_connection("127.0.0.1", gateway.port))
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head += f"authorization: Bearer {key}\r\n" if key else ""
         caller.writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         return caller
 
