@@ -50,6 +50,8 @@ class Record:
         """Report a call."""
         self._in_flight.in_flight -= 1
         request, attempts = call.request, call.attempts
+        if not (request.stream or call.sent_bytes):
+            status = status if error is None else 0  # a whole answer that failed while it was gathered was never sent
         status, ending, label = judge(status, error, asked=bool(attempts))
         first_event = None
         for attempt in attempts:

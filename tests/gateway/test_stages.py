@@ -17,6 +17,7 @@ from gateway.call import (
 )
 from gateway.errors import (
     BadRequest,
+    DeadlineExceeded,
     GatewayError,
     ModelNotFound,
     Overloaded,
@@ -261,9 +262,20 @@ async def test_a_good_answer_is_recorded_when_everything_is_given_back() -> None
 async def test_an_answer_that_broke_off_keeps_the_status_that_went_out(
     error: BaseException, ending: Ending, label: str
 ) -> None:
-    record = await recorded(call(), error)
+    record = await recorded(call(stream=True), error)
 
     assert (record.status, record.ending, record.error) == (200, ending, label)
+
+
+@pytest.mark.parametrize(("error", "status"), [(DeadlineExceeded("x"), 504), (asyncio.CancelledError(), 499)])
+async def test_a_whole_answer_that_failed_while_it_was_gathered_was_never_a_success(
+    error: BaseException, status: int
+) -> None:
+    assert (await recorded(call(), error)).status == status
+
+    sent = call()
+    sent.sent_bytes = 2
+    assert (await recorded(sent, asyncio.CancelledError())).status == 200
 
 
 async def test_refusals_have_their_own_status_and_those_who_left_have_499() -> None:
