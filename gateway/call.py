@@ -324,9 +324,13 @@ Handler = Callable[[Call], Awaitable[Reply]]
 
 
 class Stage(Protocol):
-    """One step of the pipeline: refuses, acquires on a scope, or wraps what comes back."""
+    """One step of the pipeline: refuses, acquires on a scope, or wraps what comes back.
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply: ...
+    One that neither waits nor looks at the reply is a plain function that ends in `return inner(call)`: it costs no
+    coroutine, and the answer does not pass through it. It refuses by raising as it is called.
+    """
+
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]: ...
 
 
 def compose(stages: Sequence[Stage], last: Handler) -> Handler:

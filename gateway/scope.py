@@ -19,6 +19,14 @@ class Entered(Protocol):
     ) -> object: ...
 
 
+class Held(Protocol):
+    """The same, for what is left without waiting: there is no coroutine to be made for it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...
+
+
 class Scope:
     """A stack of entered contexts; leaving it leaves each of them.
 
@@ -29,7 +37,7 @@ class Scope:
     __slots__ = ("_entered", "leaving")
 
     def __init__(self) -> None:
-        self._entered: list[Entered] = []
+        self._entered: list[Entered | Held] = []
         self.leaving = False
 
     async def enter(self, context: AbstractAsyncContextManager[T]) -> T:
@@ -38,7 +46,7 @@ class Scope:
         self._entered.append(context)
         return given
 
-    def push(self, context: Entered) -> None:
+    def push(self, context: Entered | Held) -> None:
         """Take over a context that was entered already."""
         self._entered.append(context)
 
@@ -52,7 +60,12 @@ class Scope:
         entered = self._entered
         try:
             while entered:
-                await entered.pop().__aexit__(kind, error, trace)
+                context = entered.pop()
+                leave = getattr(context, "__exit__", None)
+                if leave is None:
+                    await context.__aexit__(kind, error, trace)  # type: ignore[union-attr]
+                else:
+                    leave(kind, error, trace)
         except BaseException as raised:
             await self.__aexit__(type(raised), raised, raised.__traceback__)
             raise

@@ -35,7 +35,7 @@ class Tracked:
             self._task.cancel()
         return True
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._calls.forget(self)

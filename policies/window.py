@@ -8,7 +8,7 @@ longer than all of it. The totals are kept, so that reading them costs nothing; 
 class Window:
     """Several counters side by side, called columns, over one sliding window. Times in seconds, never negative."""
 
-    __slots__ = ("_columns", "_index", "_num_slots", "_slot_s", "_slots", "totals")
+    __slots__ = ("_columns", "_index", "_latest", "_num_slots", "_slot_s", "_slots", "_until", "totals")
 
     def __init__(self, span_s: float, *, columns: int = 1, num_slots: int = 10) -> None:
         if span_s <= 0 or num_slots < 1:
@@ -19,15 +19,20 @@ class Window:
         self._num_slots = num_slots
         self._slot_s = span_s / num_slots
         self._index = 0
+        self._latest = self._slots[0]
+        self._until = 0.0  # the end of the latest slot; nothing expires before it
 
     def add(self, now: float, column: int, amount: int) -> None:
         """Count in the slot of `now`. A clock that was set back counts in the latest slot."""
-        self.advance(now)
-        self._slots[self._index % self._num_slots][column] += amount
+        if now >= self._until:
+            self.advance(now)
+        self._latest[column] += amount
         self.totals[column] += amount
 
     def advance(self, now: float) -> None:
         """Forget what is too old by `now`."""
+        if now < self._until:
+            return
         index = int(now / self._slot_s)
         gone = index - self._index
         if gone <= 0:
@@ -38,6 +43,8 @@ class Window:
                 self.totals[column] -= slot[column]
                 slot[column] = 0
         self._index = index
+        self._latest = self._slots[index % self._num_slots]
+        self._until = (index + 1) * self._slot_s
 
     def clear(self) -> None:
         """Forget everything."""

@@ -1,7 +1,7 @@
 """Admit: is there room now, soon, or not in time?"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import ceil
 from types import TracebackType
 
@@ -36,14 +36,18 @@ class Admit:
         self._clock = clock
         self.draining = False
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
         queue = self._vacancy.queue_of(call.route)
-        if self.must_wait(call):
+        must_wait = self.must_wait(call)
+        if not must_wait and not queue.bounded:
+            return inner(call)
+        return self._admitted(call, inner, queue, must_wait)
+
+    async def _admitted(self, call: Call, inner: Handler, queue: Queue, must_wait: bool) -> Reply:
+        if must_wait:
             await self._wait(call, queue)
-        elif queue.bounded:
-            queue.passes(call)
         else:
-            return await inner(call)
+            queue.passes(call)
         later = call.request.stream or call.model.needs_ids  # else it comes whole, and its usage with it
         if later:
             call.generation.scope.push(Produced(call, queue))
@@ -120,7 +124,7 @@ class Produced:
         self._call = call
         self._queue = queue
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._queue.produced(self._call, tokens_of(self._call))

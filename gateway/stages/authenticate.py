@@ -1,5 +1,7 @@
 """Authenticate: whose call is it?"""
 
+from collections.abc import Awaitable
+
 from gateway.call import Call, Handler, Reply
 from gateway.identity.identity import Identity
 
@@ -14,6 +16,13 @@ class Authenticate:
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
-        call.tenant = self._identity.at_once(call.headers) or await self._identity.tenant(call.headers)
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
+        tenant = self._identity.at_once(call.headers)
+        if tenant is None:
+            return self._after_asking(call, inner)
+        call.tenant = tenant
+        return inner(call)
+
+    async def _after_asking(self, call: Call, inner: Handler) -> Reply:
+        call.tenant = await self._identity.tenant(call.headers)
         return await inner(call)

@@ -1,5 +1,6 @@
 """Bound: how many tokens go in, how many may come out, and does that fit the model and the tenant's policy?"""
 
+from collections.abc import Awaitable
 from math import ceil
 
 from gateway.call import Call, ChatPrompt, Handler, Model, Reply, Request, TextPrompt, TokenCount
@@ -23,14 +24,17 @@ class Bound:
       one (`exact` false); a cap of the input holds against it all the same.
     """
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
         model, terms = call.model, call.terms
         output, imposed = output_of(call.request, model, terms.output)
         if model.encoder is None or bytes_decide(call, model, terms, output):
             tokens, exact = estimate(call, model, terms)
             call.tokens = TokenCount(tokens, exact, output, None, imposed)
-        else:
-            call.tokens = await count_tokens(call, model, terms, output, imposed)
+            return inner(call)
+        return self._counted(call, inner, output, imposed)
+
+    async def _counted(self, call: Call, inner: Handler, output: int | None, imposed: bool) -> Reply:
+        call.tokens = await count_tokens(call, call.model, call.terms, output, imposed)
         return await inner(call)
 
 

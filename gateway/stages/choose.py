@@ -1,7 +1,7 @@
 """Choose: which upstreams may serve this call, and in which order?"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from gateway.attempts.recovery import unavailable
 from gateway.call import Call, Handler, Reply
@@ -18,7 +18,7 @@ class Choose:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
         able, first = [], None
         for upstream in call.model.upstreams:
             refusal = upstream.refuses(call.request)
@@ -39,4 +39,4 @@ class Choose:
             if not able:
                 raise unavailable(min(waits.values()))
         call.route = tuple(able)
-        return await inner(call)
+        return inner(call)

@@ -1,5 +1,7 @@
 """Generate: from here on the work belongs to a generation, not to the socket that asked for it."""
 
+from collections.abc import Awaitable
+
 from gateway.call import Call, Handler, Reply
 from gateway.generation import Generation
 
@@ -11,7 +13,7 @@ class Generate:
     how a generation comes to outlive its first reader, and that this is the place.
     """
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
         generation = call.generation = Generation(deadline=call.deadline)
         call.scope.push(generation.scope)
-        return await inner(call)
+        return inner(call)

@@ -1,5 +1,6 @@
 """Meter: are there tokens left for this, and what did it use?"""
 
+from collections.abc import Awaitable
 from types import TracebackType
 
 from msgspec.structs import replace
@@ -28,12 +29,14 @@ class Meter:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
-        account = call.terms.account
-        if not account.tokens:
-            return await inner(call)
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
+        if not call.terms.account.tokens:
+            return inner(call)
         quota = call.quota
         assert quota is not None, "who throttles has seen that there are limits"
+        return self._metered(call, inner, quota)
+
+    async def _metered(self, call: Call, inner: Handler, quota: Quota) -> Reply:
         reservation = quota.tokens = self._reservation(call)
         generation = call.generation
         try:
@@ -48,7 +51,7 @@ class Meter:
         if not engine and not call.request.stream and reservation.tight is not None:
             self._tighten(call, reservation)
         reply = await inner(call)
-        if not engine and any(rule.output for rule in account.tokens):
+        if not engine and any(rule.output for rule in quota.account.tokens):
             events = reply.events
             if type(events) is not Single:
                 reply.events = Metered(events, call, reservation)

@@ -1,5 +1,6 @@
 """Quarantine: has this very request killed the process before?"""
 
+from collections.abc import Awaitable
 from types import TracebackType
 
 from gateway.call import Call, Handler, Reply
@@ -20,9 +21,9 @@ class Quarantine:
         self._docket = docket
         self._suspects = 0
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
         if not call.model.needs_ids:
-            return await inner(call)
+            return inner(call)
         fingerprint = self._docket.fingerprint(call.tenant.id, call.body)
         verdict = self._docket.verdict(fingerprint)
         if verdict is Verdict.QUARANTINED:
@@ -34,7 +35,7 @@ class Quarantine:
             raise Overloaded(message, code="request_suspected", headers={"retry-after": "5"})
         self._suspects += suspect
         call.generation.scope.push(Journaled(self, fingerprint, self._journal.enter(fingerprint), suspect))
-        return await inner(call)
+        return inner(call)
 
     def ended(self, fingerprint: bytes, place: int, *, suspect: bool, well: bool) -> None:
         """Take a request out of the journal again."""
@@ -55,7 +56,7 @@ class Journaled:
         self._place = place
         self._suspect = suspect
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._quarantine.ended(self._fingerprint, self._place, suspect=self._suspect, well=error is None)

@@ -12,6 +12,7 @@ from gateway.generation import usage_of
 from gateway.http.message import HttpRequest
 from gateway.quotas.quota import Quota, level_of, num_choices, rule_of
 from gateway.telemetry.record import Ending, LimitHit, QuotaRecord, RequestRecord
+from policies.tenant import Price
 
 CLIENT_CLOSED = 499  # nginx's number for a caller who left before the answer began
 
@@ -53,43 +54,43 @@ class Record:
         if not (request.stream or call.sent_bytes):
             status = status if error is None else 0  # a whole answer that failed while it was gathered was never sent
         status, ending, label = judge(status, error, asked=bool(attempts))
-        first_event = None
+        first_event_s = None
         for attempt in attempts:
             if not attempt.lost:
-                first_event = attempt.first_event
-        tenant = call.tenant if hasattr(call, "tenant") else None
-        tokens = call.tokens if hasattr(call, "tokens") else None
-        usage = usage_of(call)
-        duration_s = self._clock() - call.received
+                first_event_s = None if attempt.first_event is None else attempt.first_event - call.received
+        usage, duration_s = usage_of(call), self._clock() - call.received
         record = RequestRecord(
-            id=call.id,
-            time=time.time() - duration_s,
-            path=call.path,
-            status=status,
-            ending=ending,
-            error=label,
-            operation=request.operation,
-            asked_model=request.model,
-            model=call.model.name if hasattr(call, "model") else None,
-            tenant=None if tenant is None else tenant.id,
-            organisation=None if tenant is None else tenant.organisation,
-            team=None if tenant is None else tenant.team,
-            key=None if tenant is None else tenant.key,
-            engine=hasattr(call, "model") and call.model.needs_ids,
+            call.id,
+            time.time() - duration_s,
+            call.path,
+            status,
+            ending,
+            label,
+            request.operation,
+            request.model,
             stream=request.stream,
             duration_s=duration_s,
-            first_event_s=None if first_event is None else first_event - call.received,
+            first_event_s=first_event_s,
             usage=usage,
-            input_tokens=None if tokens is None else tokens.input,
             asked_output=request.max_tokens,
-            max_output=None if tokens is None else tokens.output,
             choices=num_choices(call),
-            cost=cost_of(call, usage),
-            quota=None if call.quota is None else quota_record(call, call.quota),
             attempts=attempts,
             bytes_in=len(call.body),
             bytes_out=call.sent_bytes,
         )
+        # How far it came says what is known.
+        if hasattr(call, "tenant"):
+            tenant = call.tenant
+            record.tenant, record.organisation = tenant.id, tenant.organisation
+            record.team, record.key = tenant.team, tenant.key
+        if hasattr(call, "model"):
+            record.model, record.engine = call.model.name, call.model.needs_ids
+        if hasattr(call, "terms") and call.terms.price is not None:
+            record.cost = cost_of(call.terms.price, usage)
+        if hasattr(call, "tokens"):
+            record.input_tokens, record.max_output = call.tokens.input, call.tokens.output
+        if call.quota is not None:
+            record.quota = quota_record(call, call.quota)
         for sink in self._sinks:
             sink(record)
 
@@ -129,7 +130,7 @@ class Recording:
         self._call = call
         self.status = 0
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._record.ended(self._call, self.status, error)
@@ -147,11 +148,8 @@ def judge(status: int, error: BaseException | None, *, asked: bool) -> tuple[int
     return status or known.status, Ending.FAILED if asked else Ending.REFUSED, known.label
 
 
-def cost_of(call: Call, usage: Usage) -> int | None:
-    """Tell what a call cost, in billionths of a US dollar; None where no price is known."""
-    price = call.terms.price if hasattr(call, "terms") else None
-    if price is None:
-        return None
+def cost_of(price: Price, usage: Usage) -> int:
+    """Tell what tokens cost, in billionths of a US dollar."""
     fresh = usage.prompt - usage.cached
     return fresh * price.input + usage.cached * price.cached + usage.completion * price.output
 

@@ -1,6 +1,6 @@
 """Resolve: which served model stands behind the name?"""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from gateway.call import Call, Handler, Model, Reply
 from gateway.deadline import Clock
@@ -19,12 +19,12 @@ class Resolve:
     def __init__(self, models: Mapping[str, Model]) -> None:
         self._models = models
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
         call.model, call.terms = usable_model(self._models, call.request.model, call.tenant)
         deadline_s = call.terms.deadline_s
         if deadline_s is not None and call.received + deadline_s < call.deadline:
             call.deadline, call.clock = call.received + deadline_s, Clock.TENANT
-        return await inner(call)
+        return inner(call)
 
 
 def usable_model(models: Mapping[str, Model], name: str, tenant: Tenant) -> tuple[Model, Terms]:

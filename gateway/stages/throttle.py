@@ -1,5 +1,7 @@
 """Throttle: may this caller ask now?"""
 
+from collections.abc import Awaitable
+
 from cache.errors import StoreError
 from cache.ledger import Ledger
 from cache.reservation import LimitExceeded
@@ -25,13 +27,16 @@ class Throttle:
         self._ledger = ledger
         self._headers = LimitHeaders()
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
         account = call.terms.account
         if not account.entry and not account.tokens:
-            return await inner(call)
-        quota = call.quota = Quota(account)
+            return inner(call)
+        return self._limited(call, inner, Quota(account))
+
+    async def _limited(self, call: Call, inner: Handler, quota: Quota) -> Reply:
+        call.quota = quota
         try:
-            if account.entry:
+            if quota.account.entry:
                 await self._enter(call, quota)
             reply = await inner(call)
         except GatewayError as error:

@@ -1,5 +1,7 @@
 """Track: from here on the call can be seen and ended by its tenant."""
 
+from collections.abc import Awaitable
+
 from gateway.call import Call, Handler, Reply
 from gateway.under_way import CallsUnderWay
 
@@ -10,6 +12,6 @@ class Track:
     def __init__(self, calls: CallsUnderWay) -> None:
         self._calls = calls
 
-    async def __call__(self, call: Call, inner: Handler) -> Reply:
+    def __call__(self, call: Call, inner: Handler) -> Awaitable[Reply]:
         call.scope.push(self._calls.enter(call))
-        return await inner(call)
+        return inner(call)

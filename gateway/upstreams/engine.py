@@ -25,6 +25,7 @@ from types import TracebackType
 from engine.allowance import Allowance
 from engine.config import EngineConfig
 from engine.errors import (
+    DeviceError,
     DuplicateRequest,
     EngineError,
     EngineStopped,
@@ -98,6 +99,8 @@ def translate(error: EngineError) -> GatewayError:
             return Overloaded(message, code="queue_full", headers={"retry-after": "1"})
         case EngineStopped():
             return UpstreamError("The engine was stopped.", kind=UpstreamFailure.ENGINE, sent=False)
+        case DeviceError():
+            return UpstreamError("The engine's device failed.", kind=UpstreamFailure.ENGINE)
         case DuplicateRequest() | ModelError() | InvalidConfig():
             return InternalError(str(error))
         case _:

@@ -5,12 +5,12 @@ import json
 import os
 from pathlib import Path
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 
 from gateway.call import Attempt, Operation, Usage
-from gateway.telemetry.access_log import MAX_FIELD_CHARS, AccessLog, line_of, printable
+from gateway.telemetry.access_log import AccessLog
+from gateway.telemetry.log_line import MAX_FIELD_CHARS, LineWriter, printable
 from gateway.telemetry.record import Ending, LimitHit, QuotaRecord, RequestRecord
 from policies.outcome import Outcome
 
@@ -78,7 +78,7 @@ def test_a_line_under_limits_holds_what_a_replay_against_others_needs() -> None:
         cost=4200,
         quota=QuotaRecord(ended=hit, shadowed=(hit,), reserved=268, overshoot=3, exact=False, degraded=True),
     )
-    line = json.loads(msgspec.json.encode(line_of(record)))
+    line = json.loads(LineWriter().write(record))
 
     assert {name: line[name] for name in ("tenant", "organisation", "team", "key")} == {
         "tenant": "acme/search/web",

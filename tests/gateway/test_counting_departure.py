@@ -13,7 +13,7 @@ from gateway.call import Call, Departure, Operation, Request, TextPrompt, TokenC
 from gateway.generation import Generation
 from gateway.quotas.departure import departure_of
 from gateway.scope import Scope
-from gateway.telemetry.access_log import line_of
+from gateway.telemetry.log_line import LineWriter
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.gateway.test_meter import metered
 from tests.rig.limited import output_a_minute
@@ -57,7 +57,8 @@ async def test_a_prompt_that_is_billed_otherwise_than_counted_is_flagged(gateway
     flagged = [record.attempts[0].departure for record in gateway.records[-5:]]
 
     assert flagged == [None, None, None, Departure(9), Departure(2 * count)]
-    assert line_of(gateway.records[-2]).attempts[0].usage_departure == Departure(9)
+    line = json.loads(LineWriter().write(gateway.records[-2]))
+    assert line["attempts"][0]["usage_departure"] == {"prompt": 9}
     assert b'penstock_usage_departures_total{upstream="scripted"} 2.0' in gateway.metrics.exposition()
 
 

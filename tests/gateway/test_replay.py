@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
 from cache.embedded import EmbeddedStore
@@ -21,7 +20,7 @@ from gateway.cli import main
 from gateway.configuration.config import EngineModel
 from gateway.dry_run.replay_command import Report, replayed
 from gateway.dry_run.replay_log import LogReader, by_arrival
-from gateway.telemetry.access_log import line_of
+from gateway.telemetry.log_line import LineWriter
 from gateway.telemetry.record import RequestRecord
 from gateway.upstreams.engine import EngineUpstream
 from policies.compile import Source, compile_policy
@@ -66,7 +65,8 @@ def happened(records: Iterable[RequestRecord]) -> Answers:
 
 
 def log_of(records: Iterable[RequestRecord]) -> list[bytes]:
-    return [msgspec.json.encode(line_of(record)) + b"\n" for record in records]
+    writer = LineWriter()
+    return [writer.write(record) + b"\n" for record in records]
 
 
 # Logs that a real gateway wrote
