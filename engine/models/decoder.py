@@ -2,16 +2,8 @@
 
 All tokens of a step, of whichever sequence, stand in one line `[num_tokens, hidden]`; every layer's products see the
 whole line, and only `Attention` knows where one sequence ends and the next begins.
-
-Each head's dimensions are reordered once at loading, so that the two that turn together are neighbours:
-
-    stored   | x0 x1 … xh | y0 y1 … yh |      here   | x0 y0 | x1 y1 | … | xh yh |
-
-Then a rotation is one complex product, in place, over queries and keys alike. Scores do not change: queries and keys
-are reordered in the same way, and values are not touched.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.models.checkpoint import Checkpoint
 from engine.models.config import ModelConfig
-from engine.models.linear import Linear
 from engine.models.norm import Norm
 from engine.models.rope import rotations
+from engine.models.weights import Weights, load_weights
 
 
 class Attention(Protocol):
@@ -38,39 +29,18 @@ class Attention(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer's weights; queries, keys and values in one product, gate and up in another."""
-
-    attention_norm: Norm
-    qkv: Linear
-    qk_norms: tuple[Norm, Norm] | None
-    output: Linear
-    mlp_norm: Norm
-    gate_up: Linear
-    down: Linear
-
-
 class Decoder:
     """Weights, ready to run, for positions below `num_positions`. Immutable; shared by whatever runs it."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        embedding: Tensor,
-        layers: list[Layer],
-        norm: Norm,
-        head: Linear,
-        num_positions: int,
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, num_positions: int) -> None:
         self.config = config
         self.num_positions = num_positions
-        self.dtype = embedding.dtype
-        self._embedding = embedding
-        self._layers = layers
-        self._norm = norm
-        self._head = head
-        self._rotations = rotations(config.rope, config.head_dim, num_positions).to(embedding.device)
+        self.dtype = weights.embedding.dtype
+        self._embedding = weights.embedding
+        self._layers = weights.layers
+        self._norm = weights.norm
+        self._head = weights.head
+        self._rotations = rotations(config.rope, config.head_dim, num_positions)
 
     def forward(self, ids: Tensor, positions: Tensor, attention: Attention, wanted: Tensor | None = None) -> Tensor:
         """`ids, positions: [num_tokens]` int64 -> hidden states `[num_tokens, hidden]`, before the last norm.
@@ -121,63 +91,8 @@ class Decoder:
 
 
 def load_decoder(directory: Path, config: ModelConfig, dtype: torch.dtype, num_positions: int | None = None) -> Decoder:
-    """Read and lay out a checkpoint's weights. Raises `ModelError` for a missing, unknown or misshapen tensor.
+    """Read a checkpoint's weights. Raises `ModelError` for a missing, unknown or misshapen tensor.
 
     `num_positions` is how long a sequence may get, the model's whole context by default.
     """
-    checkpoint = Checkpoint(directory)
-    hidden = config.hidden_size
-    embedding = checkpoint.tensor("model.embed_tokens.weight", (config.vocab_size, hidden), dtype)
-    layers = [_load_layer(checkpoint, config, number, dtype) for number in range(config.num_layers)]
-    norm = Norm(checkpoint.tensor("model.norm.weight", (hidden,), dtype), config.norm_eps)
-    head = embedding if config.tied else checkpoint.tensor("lm_head.weight", (config.vocab_size, hidden), dtype)
-    checkpoint.finish(("rotary_emb.inv_freq", "lm_head.weight") if config.tied else ("rotary_emb.inv_freq",))
-    return Decoder(config, embedding, layers, norm, Linear(head), num_positions or config.max_positions)
-
-
-def _load_layer(checkpoint: Checkpoint, config: ModelConfig, number: int, dtype: torch.dtype) -> Layer:
-    prefix = f"model.layers.{number}."
-    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
-    query_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
-
-    def weight(name: str, *shape: int) -> Tensor:
-        return checkpoint.tensor(prefix + name, shape, dtype)
-
-    qkv = torch.cat(
-        [
-            _pair(weight("self_attn.q_proj.weight", query_size, hidden), head_dim),
-            _pair(weight("self_attn.k_proj.weight", kv_size, hidden), head_dim),
-            weight("self_attn.v_proj.weight", kv_size, hidden),
-        ]
-    )
-    qkv_bias = output_bias = gate_up_bias = down_bias = None
-    if config.qkv_bias:
-        queries, keys = weight("self_attn.q_proj.bias", query_size), weight("self_attn.k_proj.bias", kv_size)
-        values = weight("self_attn.v_proj.bias", kv_size)
-        qkv_bias = torch.cat([_pair(queries, head_dim), _pair(keys, head_dim), values])
-    if config.output_bias:
-        output_bias = weight("self_attn.o_proj.bias", hidden)
-    if config.mlp_bias:
-        gate_up_bias = torch.cat([weight("mlp.gate_proj.bias", inner), weight("mlp.up_proj.bias", inner)])
-        down_bias = weight("mlp.down_proj.bias", hidden)
-    norms = None
-    if config.family == "qwen3":
-        norms = (
-            Norm(_pair(weight("self_attn.q_norm.weight", head_dim), head_dim), config.norm_eps),
-            Norm(_pair(weight("self_attn.k_norm.weight", head_dim), head_dim), config.norm_eps),
-        )
-    gate_up = torch.cat([weight("mlp.gate_proj.weight", inner, hidden), weight("mlp.up_proj.weight", inner, hidden)])
-    return Layer(
-        attention_norm=Norm(weight("input_layernorm.weight", hidden), config.norm_eps),
-        qkv=Linear(qkv, qkv_bias),
-        qk_norms=norms,
-        output=Linear(weight("self_attn.o_proj.weight", hidden, query_size), output_bias),
-        mlp_norm=Norm(weight("post_attention_layernorm.weight", hidden), config.norm_eps),
-        gate_up=Linear(gate_up, gate_up_bias),
-        down=Linear(weight("mlp.down_proj.weight", hidden, inner), down_bias),
-    )
-
-
-def _pair(rows: Tensor, head_dim: int) -> Tensor:
-    """Bring the two dimensions that turn together next to each other; see the module's picture."""
-    return rows.view(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+    return Decoder(config, load_weights(directory, config, dtype), num_positions or config.max_positions)

@@ -13,8 +13,8 @@ class Norm:
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight = weight
-        self._eps = eps
+        self.weight = weight
+        self.eps = eps
         self._shape = weight.shape
         self._by_hand = weight.dtype is torch.float32 and weight.device.type == "cpu"
         self._eps_tensor = torch.tensor(eps, dtype=weight.dtype)
@@ -23,5 +23,5 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         """`x: [rows, size]`, or with more dimensions in front, which is slower."""
         if self._by_hand and x.dim() == 2:
-            return (x * torch.addmm(self._eps_tensor, x.square(), self._mean).rsqrt_()).mul_(self._weight)
-        return functional.rms_norm(x, self._shape, self._weight, self._eps)
+            return (x * torch.addmm(self._eps_tensor, x.square(), self._mean).rsqrt_()).mul_(self.weight)
+        return functional.rms_norm(x, self._shape, self.weight, self.eps)
