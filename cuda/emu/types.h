@@ -36,7 +36,7 @@ using e4m3 = __nv_fp8_e4m3;
 #define __grid_constant__
 #define __shared__ say_SHARED_or_DYN_SMEM_instead_of_shared
 
-#define DEV static inline
+#define DEV inline
 #define HOPPER 1
 
 enum WgmmaKind { BF16, F16, E4M3 };
