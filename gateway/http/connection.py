@@ -148,13 +148,13 @@ class Connection(asyncio.Protocol):
         return self._server.draining
 
     def send(self, data: bytes) -> None:
-        """Write at the end of this pass of the loop."""
+        """Write at the end of this pass of the loop, and at once what is too much to hold."""
         self._unsent.append(data)
         self._unsent_bytes += len(data)
-        if len(self._unsent) == 1:
-            self._outbox.add(self)
-        elif self._unsent_bytes > self._server.limits.write_buffer_bytes:
+        if self._unsent_bytes > self._server.limits.write_buffer_bytes:
             self.flush()
+        elif len(self._unsent) == 1:
+            self._outbox.add(self)
 
     def flush(self) -> None:
         """Write what `send` has gathered."""

@@ -13,7 +13,7 @@ class ServerLimits:
     headers: int = 100  # 431
     body_bytes: int = 32 * 1024 * 1024  # 413
     pipelined_bytes: int = 64 * 1024  # input held while an answer is under way; then reading stops
-    write_buffer_bytes: int = 64 * 1024  # output held for a slow reader; then the answer is `congested`
+    write_buffer_bytes: int = 64 * 1024  # output held for a slow reader, and as much in the kernel: then `congested`
 
     head_s: float = 10.0  # from connecting, or from a request's first byte, to its whole head: 408
     idle_s: float = 75.0  # between two requests of a kept connection: closed

@@ -23,7 +23,7 @@ class PoolLimits:
     idle_s: float = 4.0
     age_s: float = 300.0  # so that a changed DNS answer or balancer is noticed
     response_head_bytes: int = 64 * 1024
-    read_ahead_bytes: int = 256 * 1024  # held of an answer that nobody reads; then reading pauses
+    read_ahead_bytes: int = 64 * 1024  # held of an answer that nobody reads; then reading pauses
 
 
 class Pool:

@@ -9,6 +9,8 @@ from gateway.http.errors import ResponseTooLarge, TransportError
 if TYPE_CHECKING:
     from gateway.http.upstream_connection import UpstreamConnection
 
+AT_ONCE_BYTES = 64 * 1024  # given at a time: whoever passes an answer on to a slow reader holds no more than that of it
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -70,7 +72,7 @@ class Response:
         return self
 
     async def __anext__(self) -> bytes:
-        """Give what has come since, waiting for some. Raises `TransportError`."""
+        """Give what has come since, at most `AT_ONCE_BYTES`, waiting for some. Raises `TransportError`."""
         while not self._chunks:
             if self._failure is not None:
                 raise self._failure
@@ -78,12 +80,21 @@ class Response:
                 raise StopAsyncIteration
             await self.news()
         chunks = self._chunks
+        if self._held > AT_ONCE_BYTES:
+            return self._some()
         chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self._held = 0
         if self._connection is not None:
             self._connection.resume()
         return chunk
+
+    def _some(self) -> bytes:
+        """Give the first of more than may be given at once; reading goes on when the rest has been taken."""
+        whole = b"".join(self._chunks)
+        self._chunks[:] = (whole[AT_ONCE_BYTES:],)
+        self._held -= AT_ONCE_BYTES
+        return whole[:AT_ONCE_BYTES]
 
     def all_here(self, limit: int) -> bytes | None:
         """Give the body if it came whole and at once, which short answers do; None where `read` has to gather it."""

@@ -54,6 +54,10 @@ class Server:
     async def start(self, sock: socket.socket) -> None:
         """Accept on a bound socket; it is ours from here on. May be called for several."""
         loop = asyncio.get_running_loop()
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # Accepted sockets inherit it. Else the kernel takes megabytes of an answer that nobody reads before we
+            # hear of it: what a slow reader holds, and when its stall begins, would be for the kernel to say.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.write_buffer_bytes)
         self._listeners.append(
             await loop.create_server(
                 self._connection,

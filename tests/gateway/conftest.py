@@ -11,6 +11,7 @@ from cache.ledger import Ledger
 from gateway.app import App, Bounds, build
 from gateway.call import Model
 from gateway.http.client import Client
+from gateway.http.limits import ServerLimits
 from gateway.http.origin import Origin
 from gateway.http.pool import PoolLimits
 from gateway.http.server import Server
@@ -60,6 +61,7 @@ async def running(
     identity: Identity | None = None,
     bounds: Bounds | None = None,
     ledger: Ledger | None = None,
+    limits: ServerLimits | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serve models on a free port. `tenants` come by their keys; a ledger must run."""
     metrics, records = Metrics("test"), list[RequestRecord]()
@@ -72,7 +74,7 @@ async def running(
         ledger=ledger,
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    server = Server(app)
+    server = Server(app, limits)
     await server.start(listener)
     gateway = Gateway(app, server, listener.getsockname()[1], metrics, records)
     try:

@@ -16,7 +16,7 @@ from gateway.http.errors import (
 from gateway.http.origin import Origin
 from gateway.http.outbox import Outbox
 from gateway.http.pool import Pool, PoolLimits
-from gateway.http.response import Response, Timeouts
+from gateway.http.response import AT_ONCE_BYTES, Response, Timeouts
 from gateway.http.upstream_connection import UpstreamConnection
 
 from .clock import FakeLoop
@@ -152,6 +152,21 @@ async def test_reading_pauses_when_nobody_reads_on_and_resumes_when_somebody_doe
     rig.connection.data_received(b"x" * 1500)
     assert len(await rig.response.read(3000)) == 1500
     assert (rig.wire.reading, rig.pool.idle) == (True, 1)
+    await rig.pool.aclose()
+
+
+async def test_much_that_waits_is_given_in_pieces_and_reading_goes_on_behind_the_last() -> None:
+    rig = Rig(PoolLimits(read_ahead_bytes=1000))
+    body = bytes(range(250)) * 800
+    rig.connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + body)
+    pieces = []
+    for _ in range(4):
+        assert not rig.wire.reading
+        pieces.append(await anext(rig.response))
+
+    assert [len(piece) for piece in pieces] == [AT_ONCE_BYTES] * 3 + [len(body) - 3 * AT_ONCE_BYTES]
+    assert b"".join(pieces) == body
+    assert rig.wire.reading
     await rig.pool.aclose()
 
 
