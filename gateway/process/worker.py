@@ -79,6 +79,7 @@ async def serve(loaded: Loaded, post: Post) -> int:
         metrics.watch("access_log_lines_dropped", "Lines that found no room or no disk.", lambda: access_log.dropped)
     lag = LoopLag()
     metrics.watch("loop_lag_seconds", "The worst delay of the event loop since the last scrape.", lag.read)
+    metrics.watch("event_loop_tasks", "Tasks on the event loop.", lambda: len(asyncio.all_tasks()))
     watch_docket(post.docket, metrics)
     url = url_of(post.listener)
     if post.relieves is None:

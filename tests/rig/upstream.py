@@ -51,6 +51,7 @@ class Seen:
     ending: str | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     ended_at: float = 0.0  # loop seconds
+    written: int = 0  # pieces of a chunked body
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -134,6 +135,7 @@ class Answer:
 
     def __init__(self, seen: Seen, writer: asyncio.StreamWriter, script: Script) -> None:
         self._writer = writer
+        self._seen = seen
         fields = seen.fields
         self._fields = fields
         self._chat = seen.path.endswith("/chat/completions")
@@ -171,6 +173,7 @@ class Answer:
         for index, piece in enumerate(pieces):
             await self._at(index)
             self._writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self._seen.written += 1
             await self._writer.drain()
             if script.chunk_delay_s:
                 await asyncio.sleep(script.chunk_delay_s)
