@@ -1,6 +1,6 @@
 # One verb a task; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-quotas prove-admission prove-quotas prove-restart prove-resilience train-demo test-compose clean
+.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-quotas prove-admission prove-quotas prove-restart prove-resilience prove-soak train-demo test-compose clean
 RUN := .venv/bin/python -m
 
 help: ## list the tasks
@@ -71,6 +71,11 @@ prove-resilience: ## upstreams that fail and are slow; minutes of outage over so
 prove-restart: ## 10,000 requests through eight restarts of a proxy, none of which fails
 	@deploy/install dev
 	$(RUN) pytest -s -m 'slow or not slow' tests/process/test_restart.py
+
+prove-soak: ## ten minutes of random faults at every place; SOAK_SECONDS=3600 for an hour, SOAK_STORE=redis, SOAK_SEED=2
+	@deploy/install dev
+	@test "$(SOAK_STORE)" != redis || command -v redis-server >/dev/null || deploy/install --debian redis-server
+	$(RUN) pytest -s -m slow tests/soak
 
 train-demo: ## train the demo model anew (hours on a CPU)
 	@deploy/install engine
