@@ -25,7 +25,7 @@ WORKDIR /src
 # What is depended on, in layers that a change of our code leaves alone: the metadata with empty rooms.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY gateway/__init__.py gateway/__init__.py
-RUN mkdir engine cache policies && touch engine/__init__.py cache/__init__.py policies/__init__.py \
+RUN mkdir engine cache policies cuda && touch engine/__init__.py cache/__init__.py policies/__init__.py \
  && pip install -q -c constraints.txt . && pip uninstall -q -y penstock
 
 FROM environment AS built-proxy

@@ -1,6 +1,6 @@
 # One verb a task; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-quotas prove-admission prove-quotas prove-restart prove-resilience prove-soak train-demo test-compose clean
+.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-quotas prove-admission prove-quotas prove-restart prove-resilience prove-soak kernels train-demo test-compose clean
 RUN := .venv/bin/python -m
 
 help: ## list the tasks
@@ -13,6 +13,7 @@ serve: ## serve on 127.0.0.1:8080: what penstock.yaml says, or the demo model
 test: ## everything that has to hold: format, lint, types, tests
 	@deploy/install dev
 	@command -v redis-server >/dev/null || deploy/install --debian redis-server || true # what needs it is skipped without
+	@command -v g++ >/dev/null || deploy/install --debian g++
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
@@ -71,6 +72,10 @@ prove-resilience: ## upstreams that fail and are slow; minutes of outage over so
 prove-restart: ## 10,000 requests through eight restarts of a proxy, none of which fails
 	@deploy/install dev
 	$(RUN) pytest -s -m 'slow or not slow' tests/process/test_restart.py
+
+kernels: ## compile every CUDA kernel for every arch into the user's cache; needs no GPU
+	@deploy/install dev
+	$(RUN) engine kernels build
 
 prove-soak: ## ten minutes of random faults at every place; SOAK_SECONDS=3600 for an hour, SOAK_STORE=redis, SOAK_SEED=2
 	@deploy/install dev

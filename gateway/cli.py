@@ -1,6 +1,7 @@
-"""The command line: `penstock serve`, `check`, `explain`, `replay`, `keys`, `schema`, `settings` and `version`."""
+"""The command line: `penstock serve`, `check`, `explain`, `replay`, `keys`, `kernels`, `schema` and others."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,9 @@ WRONG = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status."""
+    given_arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if given_arguments[:1] == ["kernels"]:
+        return _become_engine(given_arguments)
     parser = argparse.ArgumentParser(prog="penstock", description="A sidecar LLM gateway with the engine inside.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve until SIGTERM")
@@ -53,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("schema", help="print the JSON Schema of policy files, for editors")
     settings = commands.add_parser("settings", help="print every setting with its meaning")
     settings.add_argument("--policies", action="store_true", help="those of policy files")
+    commands.add_parser("kernels", help="compile the engine's CUDA kernels beforehand", add_help=False)
     commands.add_parser("version", help="print the version")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(given_arguments)
     match given.command:
         case "serve":
             return _serve(given.config)
@@ -117,6 +122,20 @@ def _check(path: Path | None, *, secrets: bool) -> int:
             print(f"is this meant? {doubt}", file=sys.stderr)
     print(f"{loaded.file or 'built-in'}: would serve {served} on {config.listen.host}:{config.listen.port} ({who})")
     return 0
+
+
+def _become_engine(arguments: Sequence[str]) -> int:
+    """Go on as `python -m engine` with these arguments; comes back only where there is no engine.
+
+    Another process image and not an import: the gateway's doors into the engine are for serving, and what compiles
+    kernels has no use for a gateway. -P: a folder called engine where the caller stands is not meant.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("torch") is not None:
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "engine", *arguments])
+    print("penstock: kernels are the engine's: pip install 'penstock[cuda]'", file=sys.stderr)
+    return WRONG
 
 
 def _new_key(key_id: str, config: Path | None) -> int:

@@ -49,7 +49,7 @@ class ArgumentBlock:
             return LaunchError(str(self._instance), f"takes {len(signature)} arguments, {len(arguments)} were given")
         for place, (letter, value) in enumerate(zip(signature, arguments, strict=True)):
             try:
-                struct.pack(LETTERS[letter][0], value)
+                struct.pack(f"<{LETTERS[letter][0]}", value)
                 fits = letter != "T" or _is_map(value)
             except (struct.error, OverflowError):
                 fits = False

@@ -12,7 +12,8 @@ it. The flags are part of the contract with the kernels:
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from engine.errors import CompileError
@@ -46,15 +47,21 @@ class Compiler:
         sources: Sources | None = None,
         compiled: Callable[[Instance, str, float], None] = lambda instance, arch, seconds: None,
     ) -> None:
-        from cuda.bindings import nvrtc
-
+        try:
+            from cuda.bindings import nvrtc
+        except ModuleNotFoundError as error:
+            raise CompileError("NVRTC", "pip install 'penstock[cuda]'") from error
         self._nvrtc = nvrtc
         self._cache = cache
         self._sources = sources or Sources()
         self._compiled = compiled
         self._headers = header_directory()
-        major, minor = self._call(nvrtc.nvrtcVersion)
-        self._toolchain = (FLAGS, (major, minor), header_version(self._headers))
+        try:
+            major, minor = self._call(nvrtc.nvrtcVersion)
+        except RuntimeError as error:  # cuda-python's, where there is no libnvrtc
+            raise CompileError("NVRTC", str(error)) from error
+        told = [field.name for field in fields(Usage)]  # an entry that tells something else is no entry
+        self._toolchain = (FLAGS, (major, minor), header_version(self._headers), told)
 
     def key(self, instance: Instance, arch: str) -> str:
         """The name of all that the cubin depends on."""
@@ -75,7 +82,8 @@ class Compiler:
             "lowered": compiled.lowered,
             "usage": asdict(compiled.usage),
         }
-        self._cache.store(key, "cubin", compiled.cubin, facts)
+        with suppress(OSError):  # where nothing can be kept, the next process compiles again
+            self._cache.store(key, "cubin", compiled.cubin, facts)
         self._compiled(instance, arch, time.monotonic() - started)
         return compiled
 

@@ -16,7 +16,7 @@ from engine.kernels.build import build, targets
 from engine.kernels.compiler import Compiled, Compiler
 from engine.kernels.driver import Driver, Launch
 from engine.kernels.registry import Instance
-from engine.kernels.tensor_map import geometry
+from engine.kernels.tensor_geometry import geometry
 
 # A cubin runs on its own major version, at its own minor version or a later one; those that end in a on theirs alone.
 ARCHS = {(8, 0): "sm_80", (8, 6): "sm_80", (8, 7): "sm_80", (8, 9): "sm_89", (9, 0): "sm_90a"}

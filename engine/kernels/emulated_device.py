@@ -19,7 +19,8 @@ from engine.errors import LaunchError
 from engine.kernels.arguments import Argument, ArgumentBlock
 from engine.kernels.emulator import Emulator
 from engine.kernels.registry import HOPPER, Instance
-from engine.kernels.tensor_map import MAP_BYTES, geometry
+from engine.kernels.tensor_geometry import geometry
+from engine.kernels.tensor_map import MAP_BYTES
 
 ERROR_BYTES = 4096
 

@@ -15,9 +15,8 @@ INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]+"([^"\n]+)"', re.MULTILINE)
 EMULATOR = "emu"
 
 
-def installed_sources() -> Path:
-    """The directory of the `.cu` files: the packaged copy where there is one, else the checkout's."""
-    here = Path(__file__).resolve().parent
+def installed_sources(here: Path = Path(__file__).resolve().parent) -> Path:  # noqa: B008 - it does not change
+    """The directory of the `.cu` files: the packaged copy beside this file where there is one, else the checkout's."""
     packaged = here / "cuda_src"
     return packaged if packaged.is_dir() else here.parent.parent / "cuda"
 

@@ -5,6 +5,7 @@ both. `device` is every one of them in turn; `emulator` is one mode, for cases t
 """
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from engine.kernels.cuda_device import CudaDevice
 from engine.kernels.disk_cache import DiskCache, cache_directory
 from engine.kernels.emulated_device import EmulatedDevice, Mode, Schedule
 from engine.kernels.emulator import Emulator
+from engine.kernels.sources import Sources, installed_sources
 
 MODES = [
     Mode(late, schedule, seed)
@@ -31,15 +33,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
+def kernel_sources() -> Sources:
+    """The project's kernels, and those that are for tests alone."""
+    return Sources(Path(__file__).parent / "sources", installed_sources())
+
+
+@pytest.fixture(scope="session")
 def kernel_cache() -> DiskCache:
     """The user's own cache: what was compiled for an earlier run is not compiled again."""
     return DiskCache(cache_directory(os.environ))
 
 
 @pytest.fixture(scope="session")
-def emulator_library(kernel_cache: DiskCache) -> Emulator:
+def emulator_library(kernel_cache: DiskCache, kernel_sources: Sources) -> Emulator:
     """The emulator itself, loaded once."""
-    return Emulator(kernel_cache)
+    return Emulator(kernel_cache, kernel_sources)
 
 
 @pytest.fixture
@@ -49,9 +57,9 @@ def emulator(emulator_library: Emulator) -> EmulatedDevice:
 
 
 @pytest.fixture(scope="session")
-def card(kernel_cache: DiskCache) -> Device:
+def card(kernel_cache: DiskCache, kernel_sources: Sources) -> Device:
     """The GPU; asked for only where there is one."""
-    return CudaDevice(Compiler(kernel_cache))
+    return CudaDevice(Compiler(kernel_cache, kernel_sources))
 
 
 @pytest.fixture
