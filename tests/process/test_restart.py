@@ -28,13 +28,16 @@ def asked(*, stream: bool = False, script: dict[str, object] | None = None) -> d
 
 
 @asynccontextmanager
-async def serving(start: Start, folder: Path, *, drain_s: float = 60) -> AsyncIterator[tuple[Process, int, Upstream]]:
+async def serving(
+    start: Start, folder: Path, *, drain_s: float = 60, command: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[Process, int, Upstream]]:
+    """Serve a model of a scripted upstream; `command` is what to run in place of `penstock serve`."""
     async with scripted_upstream() as upstream:
         (folder / "penstock.yaml").write_text(
             f"listen: {{port: 0, drain_s: {drain_s}}}\nmodels: {{gpt: {{upstreams: [u]}}}}\n"
             f'upstreams: {{u: {{url: "{upstream.url}"}}}}\ntelemetry: {{access_log: off}}\n'
         )
-        process = start(*SERVE)
+        process = start(*(command or SERVE))
         url = await asyncio.to_thread(url_of, process)
         yield process, int(url.rpartition(":")[2]), upstream
 
