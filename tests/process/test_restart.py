@@ -88,8 +88,10 @@ class Load:
             self.opened[sort] += client.opened
 
 
-async def load_through_restarts(start: Start, folder: Path, total: int, restarts: int) -> Load:
-    async with serving(start, folder) as (process, port, _):
+async def load_through_restarts(
+    start: Start, folder: Path, total: int, restarts: int, command: tuple[str, ...] = ()
+) -> Load:
+    async with serving(start, folder, command=command) as (process, port, _):
         load = Load(port, total)
         running = asyncio.ensure_future(load.run())
         for _ in range(restarts):
@@ -107,6 +109,25 @@ async def test_no_request_fails_through_restarts(start: Start, tmp_path: Path) -
 
     assert list(load.outcomes) == [200]
     assert load.outcomes[200] >= 1_000
+
+
+# The gateway as servers usually restart: the old one closes its idle connections, and the new one waits for others.
+WITHOUT_HANDOVER = """
+import sys
+from gateway.cli import main
+from gateway.http.server import Server
+
+drain = Server.drain
+Server.drain = lambda self, grace_s, **how: drain(self, grace_s, **{**how, "successor": None})
+sys.exit(main(["serve", "--config", "penstock.yaml"]))
+"""
+
+
+@pytest.mark.fault_row(30, removed=True)
+async def test_where_connections_are_closed_and_not_handed_over_requests_fail(start: Start, tmp_path: Path) -> None:
+    load = await load_through_restarts(start, tmp_path, 200, 1, ("-c", WITHOUT_HANDOVER))
+
+    assert load.outcomes.keys() - {200}
 
 
 @pytest.mark.fault_row(30)

@@ -99,6 +99,7 @@ def test_a_worker_that_refuses_its_configuration_is_not_tried_again(start) -> No
     assert process.wait() == CANNOT_START
 
 
+@pytest.mark.fault_row(29)
 def test_a_second_signal_does_not_wait_for_the_grace(start) -> None:
     process = start("-c", SCRIPT, "stubborn", "3600")
     process.expect("ready")
@@ -111,6 +112,7 @@ def test_a_second_signal_does_not_wait_for_the_grace(start) -> None:
     assert process.wait() == 1
 
 
+@pytest.mark.fault_row(29)
 def test_callers_are_refused_once_it_is_told_to_stop(start) -> None:
     process = start("-c", SCRIPT, "willing", "30")
     port = int(process.expect("port").split()[-1])
