@@ -9,18 +9,12 @@
 #pragma once
 #include "ptx.cuh"
 
-struct Sum {
-  template <class T>
-  static DEV T combine(T a, T b) {
-    return a + b;
-  }
-};
+struct Sum {};
+struct Max {};  // of floats, where a number wins against NaN, and of unsigned integers
 
-// Of floats, ignoring NaN where there is a number; of unsigned integers, exact.
-struct Max {
-  static DEV float combine(float a, float b) { return fmaxf(a, b); }
-  static DEV u32 combine(u32 a, u32 b) { return a > b ? a : b; }
-};
+DEV float combine(Sum, float a, float b) { return a + b; }
+DEV float combine(Max, float a, float b) { return fmaxf(a, b); }
+DEV u32 combine(Max, u32 a, u32 b) { return a > b ? a : b; }
 
 // Combine over groups of `lanes` neighbouring lanes, a power of two; every lane of the warp takes part and every lane
 // gets its group's result.
@@ -28,7 +22,7 @@ template <class Op, class T>
 DEV T warp_reduce(T value, int lanes = 32) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance >>= 1) {
-    if (distance < lanes) value = Op::combine(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    if (distance < lanes) value = combine(Op(), value, __shfl_xor_sync(0xffffffffu, value, distance));
   }
   return value;
 }
@@ -43,6 +37,6 @@ DEV T block_reduce(T value, T* partials) {
   __syncthreads();
   T result = partials[0];
 #pragma unroll
-  for (int warp = 1; warp < kThreads / 32; warp++) result = Op::combine(result, partials[warp]);
+  for (int warp = 1; warp < kThreads / 32; warp++) result = combine(Op(), result, partials[warp]);
   return result;
 }

@@ -27,13 +27,15 @@ struct Pair;
 template <>
 struct Pair<bf16> {
   using Type = bf16x2;
-  static DEV bf16x2 narrow(float x, float y) { return __floats2bfloat162_rn(x, y); }
 };
 template <>
 struct Pair<f16> {
   using Type = f16x2;
-  static DEV f16x2 narrow(float x, float y) { return __floats2half2_rn(x, y); }
 };
+
+// To the nearest, ties to even.
+DEV bf16x2 narrow(Pair<bf16>, float x, float y) { return __floats2bfloat162_rn(x, y); }
+DEV f16x2 narrow(Pair<f16>, float x, float y) { return __floats2half2_rn(x, y); }
 
 DEV uint4 load_vector(const void* from) { return *static_cast<const uint4*>(from); }
 DEV void store_vector(void* to, uint4 packed) { *static_cast<uint4*>(to) = packed; }
@@ -50,12 +52,11 @@ DEV void unpack(uint4 packed, float (&x)[8]) {
   }
 }
 
-// To the nearest, ties to even.
 template <class T>
 DEV uint4 pack(const float (&x)[8]) {
   u32 words[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) words[i] = bits_as<u32>(Pair<T>::narrow(x[2 * i], x[2 * i + 1]));
+  for (int i = 0; i < 4; i++) words[i] = bits_as<u32>(narrow(Pair<T>(), x[2 * i], x[2 * i + 1]));
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
@@ -73,20 +74,24 @@ struct Code;
 template <>
 struct Code<e4m3> {
   static constexpr float kLargest = 448.f;
-  static DEV u32 encode4(float a, float b, float c, float d) {
-    const u32 low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
-    const u32 high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
-    return low | high << 16;
-  }
 };
 template <>
 struct Code<s8> {
   static constexpr float kLargest = 127.f;
-  static DEV u32 encode(float x) { return static_cast<u8>(static_cast<int>(rintf(fminf(fmaxf(x, -127.f), 127.f)))); }
-  static DEV u32 encode4(float a, float b, float c, float d) {
-    return encode(a) | encode(b) << 8 | encode(c) << 16 | encode(d) << 24;
-  }
 };
+
+// Four numbers to the nearest codes, ties to even, the first in the lowest byte; beyond the largest, the largest.
+DEV u32 encode4(Code<e4m3>, float a, float b, float c, float d) {
+  const u32 low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
+  const u32 high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
+  return low | high << 16;
+}
+DEV u32 encode(Code<s8>, float x) {
+  return static_cast<u8>(static_cast<int>(rintf(fminf(fmaxf(x, -127.f), 127.f))));
+}
+DEV u32 encode4(Code<s8> code, float a, float b, float c, float d) {
+  return encode(code, a) | encode(code, b) << 8 | encode(code, c) << 16 | encode(code, d) << 24;
+}
 
 // `inverse` multiplies numbers into codes. It is 0 where all magnitudes are below 1e-30, whose inverse might overflow.
 struct Scale {
@@ -104,5 +109,6 @@ DEV uint2 quantise(const float (&x)[8], float inverse) {
   float y[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) y[i] = x[i] * inverse;
-  return make_uint2(Code<Q>::encode4(y[0], y[1], y[2], y[3]), Code<Q>::encode4(y[4], y[5], y[6], y[7]));
+  constexpr Code<Q> code{};
+  return make_uint2(encode4(code, y[0], y[1], y[2], y[3]), encode4(code, y[4], y[5], y[6], y[7]));
 }

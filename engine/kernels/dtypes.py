@@ -17,7 +17,8 @@ def quantise_reference(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     """Give codes, of `values`' shape, and scales, float32 of that shape without its last dimension."""
     values = values.float()
     largest = values.abs().amax(-1)
-    inverse = torch.where(largest > 1e-30, LARGEST[dtype] / largest, 0.0)
+    # Not `LARGEST[dtype] / largest`, which torch computes as a reciprocal and a product, rounding twice.
+    inverse = torch.where(largest > 1e-30, torch.full_like(largest, LARGEST[dtype]) / largest, 0.0)
     scaled = (values * inverse[..., None]).clamp(-LARGEST[dtype], LARGEST[dtype])
     codes = scaled.to(dtype) if dtype is torch.float8_e4m3fn else scaled.nan_to_num().round().to(dtype)
     return codes, largest * (1 / LARGEST[dtype])

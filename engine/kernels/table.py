@@ -3,8 +3,15 @@
 Each stem adds its line; page sizes, windows and lengths are arguments at run time, not instances.
 """
 
+from engine.kernels import copy_blocks, embed, rms_norm, rotary_kv_write, silu_mul
 from engine.kernels.registry import Instance
 
-INSTANCES: tuple[Instance, ...] = ()
+INSTANCES: tuple[Instance, ...] = (
+    *copy_blocks.INSTANCES,
+    *embed.INSTANCES,
+    *rms_norm.INSTANCES,
+    *rotary_kv_write.INSTANCES,
+    *silu_mul.INSTANCES,
+)
 
 MAX_INSTANCES = 150
