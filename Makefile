@@ -1,6 +1,6 @@
 # One verb a task; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-quotas prove-admission prove-quotas prove-restart prove-resilience prove-soak kernels train-demo test-compose clean
+.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-launch bench-quotas prove-admission prove-quotas prove-restart prove-resilience prove-soak kernels train-demo test-compose clean
 RUN := .venv/bin/python -m
 
 help: ## list the tasks
@@ -48,6 +48,10 @@ bench-tokens: ## what counting a prompt costs, and what the event loop feels of 
 bench-engine: ## the engine's speed beside transformers
 	@deploy/install dev
 	$(RUN) engine bench
+
+bench-launch: ## what launching a kernel costs on the Python side
+	@deploy/install dev
+	$(RUN) bench.launch
 
 bench-quotas: ## what limits cost a request, and what callers wait while Redis fails
 	@deploy/install dev
