@@ -231,6 +231,7 @@ def test_an_id_is_free_again_when_its_request_has_ended() -> None:
     assert len(listener.ended()) == 2
 
 
+@pytest.mark.fault_row(37)
 def test_a_failing_step_ends_who_makes_it_fail_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     runner, listener = ScriptedRunner(), Listener()
     runner.fail_on = {"bad"}

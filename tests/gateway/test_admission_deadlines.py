@@ -96,6 +96,7 @@ async def test_a_bad_deadline_is_a_bad_request() -> None:
     assert answer.json()["error"]["param"] == "X-Request-Deadline"
 
 
+@pytest.mark.fault_row(35)
 async def test_a_wall_clock_that_jumps_ends_nobody(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour forwards and two back, while calls run and wait: only the loop's clock counts."""
     served, real, shifts = http_upstream(upstream.url, slots=1), time.time, [0.0]

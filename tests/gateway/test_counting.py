@@ -50,6 +50,7 @@ def chat(*texts: str) -> ChatPrompt:
     return ChatPrompt([{"role": "user", "content": text} for text in texts])
 
 
+@pytest.mark.fault_row(36)
 @pytest.mark.parametrize(
     "prompt", [chat(LONG), chat(*[LONG] * 3), chat(HUGE), TextPrompt((LONG,)), TextPrompt((HUGE,))]
 )

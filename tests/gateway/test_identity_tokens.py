@@ -128,6 +128,7 @@ async def test_a_token_without_a_key_id_will_do_where_one_key_can_be_meant(rig: 
     assert await rig.refusal(ED.sign(claims(jti="3"), kid=None)) == Reason.KEY_ID
 
 
+@pytest.mark.fault_row(35)
 @pytest.mark.parametrize(
     ("fields", "seconds", "reason"),
     [

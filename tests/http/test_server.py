@@ -288,6 +288,7 @@ async def test_a_chunked_body_is_refused_when_it_grows_too_large(serve: Serve) -
     assert status == 413
 
 
+@pytest.mark.fault_row(27)
 async def test_connections_past_the_bound_are_told_so(serve: Serve) -> None:
     running = await serve(limits=ServerLimits(connections=1))
     reader, writer = await running.connect()

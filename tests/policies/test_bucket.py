@@ -151,6 +151,7 @@ def test_new_terms_neither_forgive_nor_invent() -> None:
     assert level.free() == 110
 
 
+@pytest.mark.fault_row(35)
 def test_a_clock_set_back_gives_nothing_and_freezes_nothing() -> None:
     level = Level(Limit.bucket("b", 60, MINUTE), START)
     take(level, 60, START)
