@@ -159,14 +159,14 @@ class FaultProxy:
         return listener
 
     async def _down(self) -> None:
-        self._close_server()
+        await self._close_server()
         for link in tuple(self._links):
             link.reset()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _fall_deaf(self) -> None:
-        self._close_server()
+        await self._close_server()
         listener = self._bind()
         listener.listen(0)
         self._deaf.append(listener)
@@ -178,8 +178,12 @@ class FaultProxy:
             self._deaf.append(sock)
         await asyncio.sleep(0)
 
-    def _close_server(self) -> None:
+    async def _close_server(self) -> None:
         if self._server is not None:
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            for _ in range(5):  # who was accepted a moment ago is still being attached to the server
+                await asyncio.sleep(0)
             self._server.close()
             self._server = None
             if isinstance(self.place, Path):
