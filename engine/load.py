@@ -5,6 +5,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from engine import demo
 from engine.batch import Runner
@@ -33,8 +36,10 @@ MOST_KV_BYTES = 1 << 30
 class LoadOptions:
     """Where and how a model runs. `None` means what the model, or the machine, allows.
 
-    `num_blocks` (of 16 tokens) or `kv_bytes` bounds the KV pool; by default a quarter of the free memory and at most a
-    gigabyte. `threads` are torch's, of the whole process.
+    `device` is cpu, cuda, cuda:1 and so on, emulator (a GPU's kernels run on the CPU, for tests), or auto: a GPU where
+    there is one. `num_blocks` (of 16 tokens) or `kv_bytes` bounds the KV pool; by default, on a CPU, a quarter of the
+    free memory and at most a gigabyte, on a GPU what is left beside the weights and a step of `max_batch_tokens` for
+    `max_sequences`. `threads` are torch's, of the whole process.
     """
 
     device: str = "auto"
@@ -43,6 +48,8 @@ class LoadOptions:
     num_blocks: int | None = None
     kv_bytes: int | None = None
     threads: int | None = None
+    max_batch_tokens: int = 512
+    max_sequences: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +97,66 @@ def load(directory: Path, options: LoadOptions | None = None) -> LoadedModel:
     options = options or LoadOptions()
     if not directory.is_dir():
         raise ModelError(f"{directory} is not a directory")
-    if options.device not in ("auto", "cpu"):
-        raise InvalidConfig("device", options.device, "auto or cpu")
-    if options.dtype not in ("auto", *DTYPES):
-        raise InvalidConfig("dtype", options.dtype, f"auto, {', '.join(DTYPES)}")
     set_threads(options.threads)
     tokenizer = Tokenizer.from_dir(directory)
     template = ChatTemplate.from_dir(directory, tokenizer)
     defaults = GenerationDefaults.from_dir(directory)
+    kind = _device(options.device)
+    opened = _on_cpu(directory, options) if kind == "cpu" else _on_device(directory, options, kind)
+    _check_ids(tokenizer, opened.runner.vocab_size)
+    identity = b"\0".join((KV_FORMAT, opened.family, opened.dtype.encode(), fingerprint(directory)))
+    return LoadedModel(
+        directory, opened.runner, tokenizer, template, defaults, hashlib.blake2b(identity, digest_size=16).digest()
+    )
+
+
+class _Opened(NamedTuple):
+    """A runner, and what of it decides whether KV blocks may be shared."""
+
+    runner: Runner
+    family: bytes
+    dtype: str
+
+
+def _device(asked: str) -> str:
+    """Say what runs it. Raises `InvalidConfig`."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked not in ("cpu", "cuda", "emulator") and not asked.startswith("cuda:"):
+        raise InvalidConfig("device", asked, "auto, cpu, cuda, cuda:1 or emulator")
+    return asked
+
+
+def _on_cpu(directory: Path, options: LoadOptions) -> _Opened:
+    if options.dtype not in ("auto", *DTYPES):
+        raise InvalidConfig("dtype", options.dtype, f"auto, {', '.join(DTYPES)}")
     dtype = choose_dtype(load_config(directory)) if options.dtype == "auto" else options.dtype
     kv_bytes = _kv_bytes(directory, options, DTYPES[dtype].itemsize)
     runner = load_cpu_runner(directory, dtype=dtype, kv_bytes=kv_bytes, max_model_len=options.max_model_len)
-    _check_ids(tokenizer, runner.vocab_size)
-    identity = b"\0".join((KV_FORMAT, b"cpu", dtype.encode(), fingerprint(directory)))
-    return LoadedModel(
-        directory, runner, tokenizer, template, defaults, hashlib.blake2b(identity, digest_size=16).digest()
+    return _Opened(runner, b"cpu", dtype)
+
+
+def _on_device(directory: Path, options: LoadOptions, kind: str) -> _Opened:
+    from engine import cuda_runner  # not for those who have no GPU
+    from engine.device import open_device
+
+    config = load_config(directory)
+    dtype = cuda_runner.choose_dtype(config, options.dtype)
+    num_blocks = options.num_blocks
+    if num_blocks is None and options.kv_bytes is not None:
+        num_blocks = options.kv_bytes // (
+            config.kv_elements_per_token * BLOCK_SIZE * cuda_runner.DTYPES[dtype].itemsize
+        )
+    runner = cuda_runner.load_cuda_runner(
+        open_device(kind),
+        directory,
+        dtype=dtype,
+        num_blocks=num_blocks,
+        max_model_len=options.max_model_len,
+        max_batch_tokens=options.max_batch_tokens,
+        max_sequences=options.max_sequences,
     )
+    return _Opened(runner, b"cuda", dtype)
 
 
 def _kv_bytes(directory: Path, options: LoadOptions, itemsize: int) -> int:

@@ -147,16 +147,18 @@ class EngineUpstream:
 
         Raises `CannotLoad`.
         """
-        options = LoadOptions(
-            device=settings.device,
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            num_blocks=settings.num_blocks,
-            kv_bytes=settings.kv_memory_bytes,
-            threads=settings.threads,
-        )
         try:
             config = _engine_config(settings)
+            options = LoadOptions(
+                device=settings.device,
+                dtype=settings.dtype,
+                max_model_len=settings.max_model_len,
+                num_blocks=settings.num_blocks,
+                kv_bytes=settings.kv_memory_bytes,
+                threads=settings.threads,
+                max_batch_tokens=config.max_batch_tokens,
+                max_sequences=config.max_sequences,
+            )
             model = await asyncio.to_thread(load, directory or model_directory(settings.path), options)
         except EngineError as error:
             raise CannotLoad(f"model {name}: {error}") from error

@@ -90,8 +90,8 @@ def test_an_engine_knows_the_fingerprint_of_its_model(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (LoadOptions(device="cuda"), "device: expected auto or cpu, got 'cuda'"),
-        (LoadOptions(dtype="float8"), "dtype: expected auto, float32, bfloat16, got 'float8'"),
+        (LoadOptions(device="tpu"), "device: expected auto, cpu, cuda, cuda:1 or emulator, got 'tpu'"),
+        (LoadOptions(device="cpu", dtype="float8"), "dtype: expected auto, float32, bfloat16, got 'float8'"),
     ],
 )
 def test_options_out_of_range_are_refused(llama: Path, options: LoadOptions, why: str) -> None:

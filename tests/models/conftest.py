@@ -84,18 +84,19 @@ class Reference:
 def make_model(directory: Path, family: str, *, seed: int = 0, max_shard_size: str = "5GB", **fields: Any) -> Reference:
     """Build, randomise and save a model. Norms and biases are made uneven, so that none of them can be forgotten."""
     config_class, model_class, own = FAMILIES[family]
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": NUM_HEADS, "head_dim": HEAD_DIM}
+    sizes |= {"num_key_value_heads": 2, **own, **fields}
+    if family == "qwen2":
+        del sizes["head_dim"]  # which follows from the others there
     config = config_class(
         vocab_size=VOCAB,
-        hidden_size=48,
-        intermediate_size=96,
         num_hidden_layers=3,
-        num_attention_heads=NUM_HEADS,
         max_position_embeddings=256,
         initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
-        **{"num_key_value_heads": 2, **own, **({"head_dim": HEAD_DIM} if family != "qwen2" else {}), **fields},
+        **sizes,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
