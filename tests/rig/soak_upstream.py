@@ -15,7 +15,7 @@ from tests.rig.soak_wish import BULKY, MARKED
 from tests.rig.upstream import Seen, Upstream
 
 CALM = 0.75  # the share of attempts that nothing happens to
-BULK = "x" * (32 << 10)
+BULK = "x" * (160 << 10)  # so that an answer of them is more than sockets hold for who does not read
 GARBAGE = (
     "<html>no</html>",
     "data: {broken\n\n",
