@@ -27,7 +27,7 @@ struct Descriptor {
     swizzle_bytes = kSwizzles[bits >> 62];
     if (bits >> 49 & 7) fail("wgmma: a descriptor's base offset is not 0");
     // The pattern repeats every 8 rows of the tile; a tile begins with the first of them.
-    if (swizzle_bytes && start % (8 * swizzle_bytes) >= swizzle_bytes && start % (8 * swizzle_bytes) >= 128) {
+    if (swizzle_bytes && start % (8 * swizzle_bytes) >= swizzle_bytes) {
       fail("wgmma: a %u-byte swizzle begins at shared address %u, in the middle of its pattern", swizzle_bytes, start);
     }
   }
@@ -45,6 +45,9 @@ struct Descriptor {
   // Where 16 bytes along M or N begin, of one k of an MN-major operand; `mn_byte` is a multiple of 16.
   u32 along_mn(u32 k, u32 mn_byte) const {
     if (!swizzle_bytes) return start + mn_byte / 16 * stride_bytes + k % 8 * 16 + k / 8 * leading_bytes;
+    if (start % swizzle_bytes + mn_byte % swizzle_bytes >= swizzle_bytes) {
+      fail("wgmma: M or N reaches over the end of a row of %u bytes, from shared address %u", swizzle_bytes, start);
+    }
     return swizzled(start + mn_byte / swizzle_bytes * leading_bytes + mn_byte % swizzle_bytes + k % 8 * swizzle_bytes +
                         k / 8 * stride_bytes,
                     swizzle_bytes);
