@@ -10,7 +10,6 @@
 // Shapes: sources, destinations: [num_layers] addresses; pairs: [num_pairs, 2] int32 (source, destination). A block has
 // `block_vectors` times 16 bytes. No destination may be another pair's source or destination.
 #include "ptx.cuh"
-#include "vector.cuh"
 
 template <int kThreads, int kVectors>
 __global__ void __launch_bounds__(kThreads)
@@ -27,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
   uint4 held[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; i++) {
-    if (first + i * kThreads < block_vectors) held[i] = ld_nc_v4(source + first + i * kThreads);
+    if (first + i * kThreads < block_vectors) held[i] = source[first + i * kThreads];
   }
 #pragma unroll
   for (int i = 0; i < kVectors; i++) {

@@ -7,7 +7,6 @@
 //
 // Shapes: table: [num_rows, row]; ids: [num_tokens] int32; out: [num_tokens, row]; a row is `row_vectors` times 16 bytes.
 #include "ptx.cuh"
-#include "vector.cuh"
 
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) embed(uint4* out, const uint4* table, const int* ids, int row_vectors) {
@@ -18,5 +17,5 @@ __global__ void __launch_bounds__(kThreads) embed(uint4* out, const uint4* table
   if (vector >= row_vectors) return;
   const int id = ids[token];
   out[token * row_vectors + vector] =
-      id < 0 ? make_uint4(0, 0, 0, 0) : ld_nc_v4(table + static_cast<size_t>(id) * row_vectors + vector);
+      id < 0 ? make_uint4(0, 0, 0, 0) : table[static_cast<size_t>(id) * row_vectors + vector];
 }

@@ -19,7 +19,7 @@
 #include "vector.cuh"
 
 template <class T, int kThreads, int kVectors, bool kQuantise>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kVectors == 1 ? 3 : 2)
     rms_norm(void* out, float* scales, const T* x, T* residual, const T* weight, int hidden, float eps) {
   SHARED(float, sums, kThreads / 32);
   SHARED(u32, magnitudes, kThreads / 32);
@@ -29,23 +29,30 @@ __global__ void __launch_bounds__(kThreads)
   pdl_wait();
   pdl_launch_dependents();
 
-  uint4 kept[kVectors];
+  // All loads of a row are under way before the first is waited for.
+  uint4 kept[kVectors], earlier[kVectors], factors[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; i++) {
+    const int vector = threadIdx.x + i * kThreads;
+    if (vector >= num_vectors) break;
+    kept[i] = load_vector(x + row_start + vector * kVector);
+    if (residual != nullptr) earlier[i] = load_vector(residual + row_start + vector * kVector);
+    factors[i] = load_vector(weight + vector * kVector);
+  }
   float squares = 0.f;
 #pragma unroll
   for (int i = 0; i < kVectors; i++) {
     const int vector = threadIdx.x + i * kThreads;
     if (vector >= num_vectors) break;
-    const size_t at = row_start + vector * kVector;
-    kept[i] = load_vector(x + at);
     float sum[8];
     unpack<T>(kept[i], sum);
     if (residual != nullptr) {
-      float earlier[8];
-      unpack<T>(load_vector(residual + at), earlier);
+      float added[8];
+      unpack<T>(earlier[i], added);
 #pragma unroll
-      for (int j = 0; j < 8; j++) sum[j] += earlier[j];
+      for (int j = 0; j < 8; j++) sum[j] += added[j];
       kept[i] = pack<T>(sum);
-      store_vector(residual + at, kept[i]);
+      store_vector(residual + row_start + vector * kVector, kept[i]);
       unpack<T>(kept[i], sum);
     }
 #pragma unroll
@@ -60,11 +67,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kVectors; i++) {
     const int vector = threadIdx.x + i * kThreads;
     if (vector >= num_vectors) break;
-    float factors[8];
-    unpack<T>(load_vector(weight + vector * kVector), factors);
+    float factor[8];
+    unpack<T>(factors[i], factor);
     unpack<T>(kept[i], y[i]);
 #pragma unroll
-    for (int j = 0; j < 8; j++) y[i][j] *= inverse_rms * factors[j];
+    for (int j = 0; j < 8; j++) y[i][j] *= inverse_rms * factor[j];
     if constexpr (kQuantise) {
       magnitude = max(magnitude, largest_magnitude(y[i]));
     } else {

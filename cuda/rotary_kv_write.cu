@@ -35,10 +35,10 @@ DEV void turn(float& x, float& y, float cos, float sin) {
 }
 
 // Turn a lane's eight pairs. `low` and `high` are its 16 numbers as the picture above has them.
-DEV void turn_pairs(float (&low)[8], float (&high)[8], const float* cos_sin, bool paired) {
+DEV void turn_pairs(float (&low)[8], float (&high)[8], const float4 (&cos_sin)[4], bool paired) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {  // pairs 2i and 2i + 1
-    const float4 c = reinterpret_cast<const float4*>(cos_sin)[i];
+    const float4 c = cos_sin[i];
     if (!paired) {
       turn(low[2 * i], high[2 * i], c.x, c.y);
       turn(low[2 * i + 1], high[2 * i + 1], c.z, c.w);
@@ -79,10 +79,19 @@ __global__ void __launch_bounds__(kThreads)
   pdl_wait();
   pdl_launch_dependents();
 
+  const int slot = slots[token];
+  const size_t table_row = static_cast<size_t>(positions[token]) * head_dim;  // head_dim / 2 pairs of two floats
   float low[8] = {}, high[8] = {};
+  float4 cos_sin[4];
   if (works) {
-    unpack<T>(load_vector(own + low_at), low);
-    unpack<T>(load_vector(own + high_at), high);
+    const uint4 low_packed = load_vector(own + low_at), high_packed = load_vector(own + high_at);
+    if (is_turned) {
+      const float4* from = reinterpret_cast<const float4*>(rotations + table_row + lane * 16);
+#pragma unroll
+      for (int i = 0; i < 4; i++) cos_sin[i] = from[i];
+    }
+    unpack<T>(low_packed, low);
+    unpack<T>(high_packed, high);
   }
   if (q_weight != nullptr) {
     float squares = 0.f;
@@ -96,13 +105,11 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (works && is_turned) {
-    const size_t row = static_cast<size_t>(positions[token]) * head_dim;  // head_dim / 2 pairs of two floats
-    turn_pairs(low, high, rotations + row + lane * 16, paired);
+    turn_pairs(low, high, cos_sin, paired);
     store_vector(own + low_at, pack<T>(low));
     store_vector(own + high_at, pack<T>(high));
   }
 
-  const int slot = slots[token];
   const bool stores = works && !is_query && slot >= 0;
   const int plane = head - num_heads;  // keys' heads, then values': as in a block of the pool
   const size_t place =

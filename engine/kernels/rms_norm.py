@@ -10,18 +10,20 @@ from engine.kernels.registry import Instance
 from engine.kernels.shapes import check
 
 NUM_THREADS = 512
-VECTORS = 4  # of eight numbers, for each thread
+SHORT = NUM_THREADS * 8  # a row of one vector of eight numbers for each thread
+VECTORS = 4  # for each thread, of a longer row
 MAX_HIDDEN = NUM_THREADS * VECTORS * 8
 
 _CHOICES = {
-    (dtype, quantises): Instance(
+    (dtype, vectors, quantises): Instance(
         source="rms_norm.cu",
-        expression=f"rms_norm<{NAMES[dtype]}, {NUM_THREADS}, {VECTORS}, {str(quantises).lower()}>",
+        expression=f"rms_norm<{NAMES[dtype]}, {NUM_THREADS}, {vectors}, {str(quantises).lower()}>",
         signature="PPPPPif",
         block=(NUM_THREADS, 1, 1),
         overlaps=True,
     )
     for dtype in HALVES
+    for vectors in (1, VECTORS)
     for quantises in (False, True)
 }
 INSTANCES = tuple(_CHOICES.values())
@@ -57,7 +59,7 @@ def rms_norm(
         raise ShapeError("rms_norm", "x", f"rows of a multiple of 8, at most {MAX_HIDDEN}", str(hidden))
     if num_rows:
         device.launch(
-            _CHOICES[x.dtype, quantises],
+            _CHOICES[x.dtype, 1 if hidden <= SHORT else VECTORS, quantises],
             (num_rows, 1, 1),
             out.data_ptr(),
             0 if scales is None else scales.data_ptr(),

@@ -11,9 +11,9 @@ from engine.kernels.registry import Instance
 from engine.kernels.shapes import check
 
 NUM_THREADS = 256
-NUM_ROW_THREADS = 1024  # where a block owns a row
+ROW_THREADS = (512, 1024)  # where a block owns a row; a longer row takes more
 VECTORS = 4  # of eight numbers, for each of these
-MAX_QUANTISED = NUM_ROW_THREADS * VECTORS * 8
+MAX_QUANTISED = ROW_THREADS[-1] * VECTORS * 8
 
 _PLAIN = {
     dtype: Instance(
@@ -26,14 +26,15 @@ _PLAIN = {
     for dtype in HALVES
 }
 _QUANTISING = {
-    dtype: Instance(
+    (dtype, num_threads): Instance(
         source="silu_mul.cu",
-        expression=f"silu_mul_quantise<{NAMES[dtype]}, {NUM_ROW_THREADS}, {VECTORS}>",
+        expression=f"silu_mul_quantise<{NAMES[dtype]}, {num_threads}, {VECTORS}>",
         signature="PPPi",
-        block=(NUM_ROW_THREADS, 1, 1),
+        block=(num_threads, 1, 1),
         overlaps=True,
     )
     for dtype in HALVES
+    for num_threads in ROW_THREADS
 }
 INSTANCES = (*_PLAIN.values(), *_QUANTISING.values())
 
@@ -57,8 +58,9 @@ def silu_mul(device: Device, out: Tensor, gate_up: Tensor, *, scales: Tensor | N
         device.launch(_PLAIN[gate_up.dtype], grid, out.data_ptr(), gate_up.data_ptr(), intermediate)
         return
     check("silu_mul", "scales", scales, (num_tokens,), torch.float32)
+    num_threads = next(threads for threads in ROW_THREADS if intermediate <= threads * VECTORS * 8)
     device.launch(
-        _QUANTISING[gate_up.dtype],
+        _QUANTISING[gate_up.dtype, num_threads],
         (num_tokens, 1, 1),
         out.data_ptr(),
         scales.data_ptr(),

@@ -13,7 +13,7 @@ from engine.kernels.silu_mul import MAX_QUANTISED, silu_mul, silu_mul_reference
 from tests.kernels.closeness import assert_close_as_low_precision
 from tests.kernels.quantised import assert_quantised
 
-SHAPES = [(1, 8), (3, 264), (2, 2056), (1, 8200)]
+SHAPES = [(1, 8), (3, 264), (2, 4104), (1, 16392)]
 
 
 def inputs(num_tokens: int, intermediate: int, dtype: torch.dtype) -> Tensor:
@@ -49,8 +49,8 @@ def check(device: Device, num_tokens: int, intermediate: int, dtype: torch.dtype
 
 def mutation_case(device: Device) -> None:
     """A small complete check, for those who break the kernel on purpose."""
-    check(device, 2, 2056, torch.bfloat16)
-    check(device, 1, 8200, torch.float16)
+    check(device, 2, 4104, torch.bfloat16)
+    check(device, 1, 16392, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
