@@ -54,13 +54,13 @@ class Place:
 
     def __init__(self, name: str, spells: Mapping[str, Cast]) -> None:
         self.name = name
-        self._spells = spells
+        self.spells = spells
 
     async def weather(self, rng: Random, stop: asyncio.Event, log: EventLog, calm_s: float) -> None:
         """Have spells until told to stop, with calm of that length between them on average."""
         while not await over(stop, rng.uniform(0, 2 * calm_s)):
-            kind = rng.choice(tuple(self._spells))
-            spell, seconds = self._spells[kind](rng), rng.uniform(0.2, 2.5)
+            kind = rng.choice(tuple(self.spells))
+            spell, seconds = self.spells[kind](rng), rng.uniform(0.2, 2.5)
             log.add(Faulted(f"{self.name}: {spell.kind}"))
             await spell.begin()
             if spell.end is not None:
