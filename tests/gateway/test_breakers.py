@@ -259,6 +259,7 @@ async def test_a_success_is_one_whose_answer_came_whole() -> None:
     assert world.breaker(upstream).snapshot(world.now).calls == 1
 
 
+@pytest.mark.fault_row(39)
 async def test_what_an_engine_reports_opens_its_breaker_once_and_a_probe_closes_it() -> None:
     upstream, other = InProcess(takes_ids=True), InProcess()
     world = World(upstream, other)

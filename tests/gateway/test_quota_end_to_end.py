@@ -47,6 +47,7 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.mark.fault_row(44)
 async def test_a_limit_on_requests_refuses_and_says_truly_when_to_come_back(upstream: Upstream, clock: Clock) -> None:
     async with limiting(upstream, limited(requests_a_minute(7)), clock) as (_, client):
         for _ in range(7):
