@@ -3,7 +3,7 @@
 Each stem adds its line; page sizes, windows and lengths are arguments at run time, not instances.
 """
 
-from engine.kernels import copy_blocks, embed, rms_norm, rotary_kv_write, silu_mul
+from engine.kernels import copy_blocks, embed, rms_norm, rotary_kv_write, scatter, silu_mul
 from engine.kernels.registry import Instance
 
 INSTANCES: tuple[Instance, ...] = (
@@ -11,6 +11,7 @@ INSTANCES: tuple[Instance, ...] = (
     *embed.INSTANCES,
     *rms_norm.INSTANCES,
     *rotary_kv_write.INSTANCES,
+    *scatter.INSTANCES,
     *silu_mul.INSTANCES,
 )
 
