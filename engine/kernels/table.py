@@ -3,12 +3,14 @@
 Each stem adds its line; page sizes, windows and lengths are arguments at run time, not instances.
 """
 
-from engine.kernels import copy_blocks, embed, rms_norm, rotary_kv_write, scatter, silu_mul
+from engine.kernels import copy_blocks, decode_plan, embed, paged_decode, rms_norm, rotary_kv_write, scatter, silu_mul
 from engine.kernels.registry import Instance
 
 INSTANCES: tuple[Instance, ...] = (
     *copy_blocks.INSTANCES,
+    *decode_plan.INSTANCES,
     *embed.INSTANCES,
+    *paged_decode.INSTANCES,
     *rms_norm.INSTANCES,
     *rotary_kv_write.INSTANCES,
     *scatter.INSTANCES,
