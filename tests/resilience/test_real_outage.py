@@ -17,6 +17,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream":
 WORDS = ["a", "b", "c"]
 
 
+@pytest.mark.fault_row(17)
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [{"status": 503}, {"reset_at": "accept"}, {"error_at": 0}])
 async def test_a_minute_of_outage_over_sockets(fault: dict[str, object]) -> None:

@@ -56,6 +56,7 @@ def let_go_s(records: list[RequestRecord], *servers: Upstream) -> list[float]:
     return sorted(seen.ended_at - (begun[seen.headers["x-request-id"]] or 0.0) for seen in left)
 
 
+@pytest.mark.fault_row(20)
 @pytest.mark.slow
 async def test_hedges_halve_the_tail_over_sockets() -> None:
     async with scripted_upstream() as one, scripted_upstream() as other:
