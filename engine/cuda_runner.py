@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engine.batch import Batch, Row, Sampled
 from engine.device import Device
 from engine.device_attention import MAX_DECODE_TOKENS, DevicePools, StepAttention
 from engine.errors import ModelError
+from engine.graphs import DecodeGraphs
 from engine.inputs import lay_out
 from engine.kernels.paged_decode import HEAD_DIMS
 from engine.memory import blocks_that_fit, check_weights
@@ -25,7 +27,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class CudaRunner:
     """A `Runner` on a `Device`. Owns the weights and the KV pool; one thread at a time may call `run`."""
 
-    def __init__(self, device: Device, model: DeviceDecoder, *, num_blocks: int) -> None:
+    def __init__(self, device: Device, model: DeviceDecoder, *, num_blocks: int, max_sequences: int = 128) -> None:
         config = model.config
         self.num_blocks = num_blocks
         self.block_size = BLOCK_SIZE
@@ -34,6 +36,7 @@ class CudaRunner:
         self._device = device
         self._model = model
         self._pools = DevicePools(device, config, model.dtype, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+        self._graphs = DecodeGraphs(device, model, self._pools, max_sequences)
         self._sampler = Sampler()
 
     def run(self, batch: Batch) -> list[Sampled]:
@@ -63,15 +66,22 @@ class CudaRunner:
     def _run(self, rows: list[Row], batch: Batch) -> list[Sampled]:
         sampling = [row for row in rows if row.samples]
         with torch.inference_mode():
-            inputs = lay_out(self._device, rows, BLOCK_SIZE, MAX_DECODE_TOKENS)
-            attention = StepAttention(self._pools, inputs)
-            hidden = self._model.forward(inputs.ids, attention, inputs.wanted)
+            if len(sampling) == len(rows) <= self._graphs.max_sequences and not _is_chunk(rows[-1]):
+                logits, order = self._graphs.run(rows)
+                sampling = [rows[index] for index in order]
+            else:
+                logits = self._compute(rows)
             if not sampling:
                 return []
-            logits = self._model.logits(hidden).float().cpu()
-            results = self._sampler.sample(logits, [row.sequence for row in sampling])
+            results = self._sampler.sample(logits.float().cpu(), [row.sequence for row in sampling])
         by_row = {id(row): result for row, result in zip(sampling, results, strict=True)}
         return [by_row[id(row)] for row in batch.rows if row.samples]
+
+    def _compute(self, rows: list[Row]) -> Tensor:
+        """Compute rows of any length, the decodes first. `[sampling rows, vocab]`, or hidden states where none does."""
+        inputs = lay_out(self._device, rows, BLOCK_SIZE, MAX_DECODE_TOKENS)
+        hidden = self._model.forward(inputs.ids, StepAttention(self._pools, inputs), inputs.wanted)
+        return self._model.logits(hidden) if hidden.shape[0] else hidden
 
 
 def _is_chunk(row: Row) -> bool:
@@ -103,7 +113,7 @@ def load_cuda_runner(
     model = DeviceDecoder(device, config, weights, num_positions)
     if num_blocks is None:
         num_blocks = _measure(device, model, max_batch_tokens, max_sequences)
-    return CudaRunner(device, model, num_blocks=num_blocks)
+    return CudaRunner(device, model, num_blocks=num_blocks, max_sequences=max_sequences)
 
 
 def free_bytes(device: Device) -> int:

@@ -1,7 +1,7 @@
 """What the engine runs its kernels on: an NVIDIA GPU, or a CPU that emulates one."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -49,6 +49,12 @@ class Device(Protocol):
 
     def warm(self, instances: Iterable[Instance]) -> None:
         """Compile and load these beforehand, those of them that are for this device's arch."""
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Give what does again what `run` starts, all at once, on the same memory; `run` must not wait for the device.
+
+        It may be called more than once before it is captured. The emulator just calls it again.
+        """
 
     def tensor_map(self, tensor: Tensor, box: tuple[int, ...], swizzle_bytes: int) -> bytes:
         """The 128 bytes by which TMA copies boxes of this tensor, which must outlive them. Raises `ShapeError`.

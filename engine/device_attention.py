@@ -31,6 +31,7 @@ class DevicePools:
         self.device = device
         self.config = config
         self.dtype = dtype
+        self.block_size = block_size
         self.layers = [device.empty(shape, dtype) for _ in range(config.num_layers)]
         self._workspaces: dict[tuple[int, int], DecodeWorkspace] = {}
 

@@ -81,6 +81,11 @@ def lay_out(device: Device, rows: Seq[Row], block_size: int, max_decode_tokens: 
     )
 
 
+def slots_of(rows: Seq[Row], block_size: int) -> list[int]:
+    """Give the slot of each row's first token."""
+    return [row.sequence.block_table[row.start // block_size] * block_size + row.start % block_size for row in rows]
+
+
 def _slots(row: Row, block_size: int) -> Ids:
     positions = np.arange(row.start, row.start + row.count)
     first = row.start // block_size

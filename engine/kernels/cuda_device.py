@@ -5,7 +5,7 @@ than before, and a launch on the wrong stream is not captured. A kernel is compi
 when it is first launched; `warm` does it beforehand, since neither may happen while a graph is captured.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class CudaDevice:
         self._driver = Driver()
         self._stream = torch._C._cuda_getCurrentRawStream
         self._launches: dict[Instance, Launch] = {}
+        self._graph_memory: tuple[int, int] | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.torch_device)
@@ -64,6 +65,20 @@ class CudaDevice:
                 raise built.compiled
             if built.instance not in self._launches:
                 self._load(built.instance, built.compiled)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        # Once before: kernels are loaded and libraries take their workspaces, neither of which may happen in a capture.
+        side = torch.cuda.Stream(self._index)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self._index))
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream(self._index).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._graph_memory, stream=side):  # type: ignore[arg-type]
+            run()
+        self._graph_memory = graph.pool()  # one for all: they never run at the same time
+        replay: Callable[[], None] = graph.replay
+        return replay
 
     def tensor_map(self, tensor: Tensor, box: tuple[int, ...], swizzle_bytes: int) -> bytes:
         return self._driver.encode(geometry(tensor, box, swizzle_bytes))

@@ -8,7 +8,7 @@ allow (`Mode`), and is the same each time.
 import ctypes
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -99,6 +99,9 @@ class EmulatedDevice:
 
     def warm(self, instances: Iterable[Instance]) -> None:
         self._emulator.warm([instance for instance in instances if self.arch in instance.archs])
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        return run
 
     def tensor_map(self, tensor: Tensor, box: tuple[int, ...], swizzle_bytes: int) -> bytes:
         laid = geometry(tensor, box, swizzle_bytes)
