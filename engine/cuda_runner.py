@@ -8,6 +8,7 @@ from torch import Tensor
 from engine.batch import Batch, Row, Sampled
 from engine.device import Device
 from engine.device_attention import MAX_DECODE_TOKENS, DevicePools, StepAttention
+from engine.device_sampler import DeviceSampler
 from engine.errors import ModelError
 from engine.graphs import DecodeGraphs
 from engine.inputs import lay_out
@@ -17,7 +18,6 @@ from engine.models.config import ModelConfig, load_config
 from engine.models.device_decoder import DeviceDecoder
 from engine.models.weights import load_weights
 from engine.params import SamplingParams
-from engine.sampler import Sampler
 from engine.sequence import Sequence
 
 BLOCK_SIZE = 16
@@ -37,7 +37,7 @@ class CudaRunner:
         self._model = model
         self._pools = DevicePools(device, config, model.dtype, num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self._graphs = DecodeGraphs(device, model, self._pools, max_sequences)
-        self._sampler = Sampler()
+        self._sampler = DeviceSampler(device)
 
     def run(self, batch: Batch) -> list[Sampled]:
         """See `engine.batch.Runner`."""
@@ -73,7 +73,7 @@ class CudaRunner:
                 logits = self._compute(rows)
             if not sampling:
                 return []
-            results = self._sampler.sample(logits.float().cpu(), [row.sequence for row in sampling])
+            results = self._sampler.sample(logits, [row.sequence for row in sampling])
         by_row = {id(row): result for row, result in zip(sampling, results, strict=True)}
         return [by_row[id(row)] for row in batch.rows if row.samples]
 

@@ -10,7 +10,7 @@ Log-probabilities are those of the raw logits, before all of this.
 """
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from engine.batch import Logprobs, Sampled
 from engine.params import SamplingParams
 from engine.philox import uniforms
 from engine.sequence import Sequence
+from engine.token_counts import TokenCounts, forbidden, is_penalised, is_plain
 
 DRAWS_AHEAD = 64
 """How many positions' draws are made at once: Philox over an array costs the same as over one number."""
@@ -30,41 +31,21 @@ CANDIDATES = 256
 
 
 @dataclass(slots=True)
-class _Counts:
-    """How often each token occurred, kept up with a sequence as it grows."""
-
-    prompt: frozenset[int]
-    answer: dict[int, int] = field(default_factory=dict)
-    num_seen: int = 0
-
-
-@dataclass(slots=True)
 class _Draws:
     start: int
     values: NDArray[np.float64]
-
-
-def is_plain(params: SamplingParams) -> bool:
-    """Whether the raw logits are the law's: no penalty, no bias, no forbidden token at any time."""
-    return not (
-        params.logit_bias
-        or params.min_tokens
-        or params.presence_penalty
-        or params.frequency_penalty
-        or params.repetition_penalty != 1.0
-    )
 
 
 class Sampler:
     """Draws the next token of each row. Keeps counts and draws of the sequences it serves until `forget`."""
 
     def __init__(self) -> None:
-        self._counts: dict[Sequence, _Counts] = {}
+        self._counts = TokenCounts()
         self._draws: dict[Sequence, _Draws] = {}
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence. It is made again when needed, and comes out the same."""
-        self._counts.pop(sequence, None)
+        self._counts.forget(sequence)
         self._draws.pop(sequence, None)
 
     def sample(self, logits: Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
@@ -104,8 +85,8 @@ class Sampler:
     def _edit(self, logits: NDArray[np.float32], sequence: Sequence) -> None:
         """Apply penalties, bias and min_tokens to one row, in place."""
         params = sequence.params
-        if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0:
-            counts = self._count(sequence)
+        if is_penalised(params):
+            counts = self._counts.of(sequence)
             answer = np.fromiter(counts.answer, dtype=np.int64, count=len(counts.answer))
             if params.repetition_penalty != 1.0:
                 seen = np.fromiter(counts.prompt.union(counts.answer), dtype=np.int64)
@@ -117,21 +98,7 @@ class Sampler:
         if params.logit_bias:
             ids = np.fromiter(params.logit_bias, dtype=np.int64)
             logits[ids] += np.fromiter(params.logit_bias.values(), dtype=np.float32)
-        if sequence.num_generated < params.min_tokens and params.stop_token_ids:
-            stops = [token for token in params.stop_token_ids if 0 <= token < len(logits)]
-            if len(stops) < len(logits):
-                logits[stops] = -np.inf
-
-    def _count(self, sequence: Sequence) -> _Counts:
-        counts = self._counts.get(sequence)
-        if counts is None:
-            counts = _Counts(frozenset(sequence.token_ids[: sequence.num_prompt]), num_seen=sequence.num_prompt)
-            self._counts[sequence] = counts
-        answer = counts.answer
-        for token in sequence.token_ids[counts.num_seen :]:
-            answer[token] = answer.get(token, 0) + 1
-        counts.num_seen = len(sequence.token_ids)
-        return counts
+        logits[forbidden(sequence, len(logits))] = -np.inf
 
     def _uniform(self, sequence: Sequence) -> float:
         """The draw for the position behind the sequence's last token."""
