@@ -40,7 +40,8 @@ int tensor_map_encode(TensorMap* map, int element_bytes, u32 rank, const void* a
 }
 
 void tensor_map_check(const TensorMap* map) {
-  if (map->signature != TensorMap::kSignature) fail("what lies at %p is not a tensor map", static_cast<const void*>(map));
+  bool aligned = reinterpret_cast<uintptr_t>(map) % alignof(TensorMap) == 0;
+  if (!aligned || map->signature != TensorMap::kSignature) fail("what lies at %p is not a tensor map", static_cast<const void*>(map));
 }
 
 static u32 box_bytes(const TensorMap& map) {

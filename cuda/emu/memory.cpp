@@ -51,14 +51,9 @@ SharedMemory::~SharedMemory() {
 void SharedMemory::protect(size_t dynamic_bytes) {
   u8* dynamic_pages = base_ + 2 * kPage;
   size_t open = round_up(dynamic_bytes, kPage);
-  size_t closed_from = open + kPage;
-  size_t for_arrays = round_up(kLimit - dynamic_bytes < kStaticLimit ? kLimit - dynamic_bytes : kStaticLimit, kPage) + kPage;
-  size_t last = base_ + kArena + 3 * kPage - dynamic_pages;
-  if (closed_from + for_arrays > last - kPage) for_arrays = last - kPage - closed_from;
   mprotect(base_, kArena + 3 * kPage, PROT_NONE);
   if (open) mprotect(dynamic_pages, open, PROT_READ | PROT_WRITE);
-  mprotect(dynamic_pages + closed_from, for_arrays, PROT_READ | PROT_WRITE);
-  statics_ = dynamic_pages + closed_from - arena_;
+  statics_ = static_open_ = dynamic_pages + open + kPage - arena_;
 }
 
 void SharedMemory::begin(size_t dynamic_bytes) {
@@ -82,6 +77,11 @@ void* SharedMemory::array(const void* key, const char* name, size_t bytes, size_
   if (dynamic_bytes_ + (offset + bytes - statics_) > kLimit || offset + bytes - statics_ > kStaticLimit) {
     fail("SHARED(%s): %zu bytes of static and %zu of dynamic shared memory are more than a block may have", name,
          offset + bytes - statics_, dynamic_bytes_);
+  }
+  if (end > static_open_) {
+    size_t more = round_up(end - static_open_, kPage);
+    mprotect(arena_ + static_open_, more, PROT_READ | PROT_WRITE);
+    static_open_ += more;
   }
   memset(arena_ + offset, kPoison, bytes);
   memset(arena_ + offset + bytes, kCanary, end - offset - bytes);

@@ -66,6 +66,7 @@ class SharedMemory {
   size_t dynamic_bytes_ = ~size_t(0);
   size_t statics_ = 0;  // offset at which arrays begin
   size_t static_end_ = 0;
+  size_t static_open_ = 0;  // up to where arrays can be accessed
   std::vector<Array> arrays_;
 };
 

@@ -1,4 +1,6 @@
 // What went wrong, in words that name the block, the thread and what it did.
+#include <dlfcn.h>
+
 #include <csignal>
 #include <cstdarg>
 #include <cstdio>
@@ -40,7 +42,11 @@ void describe_fault(int signal, const void* address, const void* instruction) {
   if (signal == SIGFPE) {
     snprintf(text, room, "integer division by zero");
   } else if (signal == SIGILL) {
-    snprintf(text, room, "undefined behaviour (a misaligned access, an index behind its array) at instruction %p", instruction);
+    Dl_info library{};
+    dladdr(instruction, &library);
+    snprintf(text, room, "undefined behaviour (a misaligned access, an index behind its array); addr2line -e %s %#tx",
+             library.dli_fname ? library.dli_fname : "?",
+             static_cast<const u8*>(instruction) - static_cast<const u8*>(library.dli_fbase));
   } else if (machine().stacks.overflown(address) >= 0) {
     snprintf(text, room, "the stack of %zu KiB overflowed", Stacks::kBytes >> 10);
   } else if (self && self->block->shared.locate(address, &shared_address)) {

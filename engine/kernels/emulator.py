@@ -23,6 +23,8 @@ FLAGS = (
     "-std=c++17",
     "-O2",
     "-ffp-contract=off",
+    "-fsanitize=alignment,bounds",  # a trap, which the emulator names
+    "-fsanitize-undefined-trap-on-error",
     "-fno-strict-aliasing",
     "-fno-gnu-unique",
     "-fPIC",
