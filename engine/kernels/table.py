@@ -3,16 +3,31 @@
 Each stem adds its line; page sizes, windows and lengths are arguments at run time, not instances.
 """
 
-from engine.kernels import copy_blocks, decode_plan, embed, paged_decode, rms_norm, rotary_kv_write, scatter, silu_mul
+from engine.kernels import (
+    copy_blocks,
+    decode_plan,
+    embed,
+    logits,
+    logprobs,
+    paged_decode,
+    rms_norm,
+    rotary_kv_write,
+    sample,
+    scatter,
+    silu_mul,
+)
 from engine.kernels.registry import Instance
 
 INSTANCES: tuple[Instance, ...] = (
     *copy_blocks.INSTANCES,
     *decode_plan.INSTANCES,
     *embed.INSTANCES,
+    *logits.INSTANCES,
+    *logprobs.INSTANCES,
     *paged_decode.INSTANCES,
     *rms_norm.INSTANCES,
     *rotary_kv_write.INSTANCES,
+    *sample.INSTANCES,
     *scatter.INSTANCES,
     *silu_mul.INSTANCES,
 )
