@@ -13,7 +13,10 @@ from engine.inputs import Ragged, StepInputs
 from engine.kernels.decode_plan import decode_plan
 from engine.kernels.paged_decode import DecodeWorkspace, decode_workspace, paged_decode
 from engine.kernels.paged_prefill import ROWS, paged_prefill
+from engine.kernels.paged_prefill_sm90 import ROWS as ROWS_SM90
+from engine.kernels.paged_prefill_sm90 import paged_prefill_sm90, prefill_pool_map
 from engine.kernels.prefill_plan import max_prefill_tiles, prefill_plan
+from engine.kernels.registry import HOPPER
 from engine.kernels.rotary_kv_write import QKNorm, rotary_kv_write
 from engine.models.config import ModelConfig
 
@@ -33,6 +36,7 @@ class DevicePools:
         self.dtype = dtype
         self.block_size = block_size
         self.layers = [device.empty(shape, dtype) for _ in range(config.num_layers)]
+        self.maps = [prefill_pool_map(device, layer) for layer in self.layers] if device.arch in HOPPER else None
         self._workspaces: dict[tuple[int, int], DecodeWorkspace] = {}
 
     def workspace(self, window: int, num_sequences: int) -> DecodeWorkspace:
@@ -76,19 +80,14 @@ class StepAttention:
             tables = inputs.decodes.block_tables
             paged_decode(device, self._workspaces[window], out[:cut], qkv[:cut], pool, tables, scale=self._scale)
         if self._tiles is not None:
-            chunks = inputs.chunks
-            paged_prefill(
-                device,
-                out[cut:],
-                qkv[cut:],
-                pool,
-                self._tiles,
-                chunks.query_starts,
-                chunks.kv_lengths,
-                chunks.block_tables,
-                scale=self._scale,
-                window=window,
-            )
+            chunks, pool_map = inputs.chunks, None if pools.maps is None else pools.maps[layer]
+            batch = self._tiles, chunks.query_starts, chunks.kv_lengths, chunks.block_tables
+            if pool_map is None:
+                paged_prefill(device, out[cut:], qkv[cut:], pool, *batch, scale=self._scale, window=window)
+            else:
+                paged_prefill_sm90(
+                    device, out[cut:], qkv[cut:], pool, pool_map, *batch, scale=self._scale, window=window
+                )
         return out
 
     def _plan_decodes(self, decodes: Ragged) -> dict[int, DecodeWorkspace]:
@@ -101,7 +100,8 @@ class StepAttention:
         config = self._pools.config
         group = config.num_heads // config.num_kv_heads
         num_tokens = self._inputs.ids.shape[0] - self._inputs.num_decode_tokens
-        most = max_prefill_tiles(num_tokens, chunks.num_sequences, group, ROWS)
+        rows = ROWS if self._pools.maps is None else ROWS_SM90
+        most = max_prefill_tiles(num_tokens, chunks.num_sequences, group, rows)
         tiles = self._pools.device.empty((most, 2), torch.int32)
-        prefill_plan(self._pools.device, tiles, chunks.query_starts, chunks.kv_lengths, group=group, rows=ROWS)
+        prefill_plan(self._pools.device, tiles, chunks.query_starts, chunks.kv_lengths, group=group, rows=rows)
         return tiles

@@ -94,6 +94,13 @@ def test_chunked_prompts_and_prefix_hits_give_the_cpu_runners_tokens(
     engine.scheduler.pool.check_integrity()
 
 
+def test_a_card_without_wgmma_gives_them_too(prompts: list[tuple[int, ...]], expected: list[list[int]]) -> None:
+    device = open_device("emulator")
+    device.arch = "sm_80"  # type: ignore[misc]
+
+    assert answers_of(engine_over(load_cuda_runner(device, DEMO, num_blocks=64)), prompts, GREEDY) == expected
+
+
 def test_preempted_answers_are_the_cpu_runners(
     device: Device, prompts: list[tuple[int, ...]], expected: list[list[int]]
 ) -> None:
