@@ -144,7 +144,6 @@ __global__ void __launch_bounds__(kWarps * 32, min_blocks(kHeadDim, kRowTiles, k
         if (threadIdx.x == 0) *counter = 0;
         results.merge(item, num_rows, kThreads);
       }
-      __syncthreads();
     }
   }
 }

@@ -70,7 +70,7 @@ class Entry:
 
 
 def entry(shape: Shape, length: int, q_len: int = 1, *, seed: int = 0, kind: str = "ordinary") -> Entry:
-    """Make a sequence up: ordinary, with one outlier a row, with all keys equal, or with values of many sizes."""
+    """Make a sequence up: ordinary, with outliers, all keys equal, the last one heavy, or values of many sizes."""
     rng = torch.Generator().manual_seed(1000 * seed + length)
     queries = torch.randn(q_len, shape.num_heads, shape.head_dim, generator=rng)
     keys_values = torch.randn(2, length, shape.num_kv_heads, shape.head_dim, generator=rng)
@@ -80,6 +80,9 @@ def entry(shape: Shape, length: int, q_len: int = 1, *, seed: int = 0, kind: str
         keys_values[0, length // 2 : length // 2 + 1] *= 4
     elif kind == "equal":
         keys_values[0] = 0.5
+    elif kind == "late":  # the last key weighs more than float32 could tell from the others
+        queries[..., 3] = 12.0
+        keys_values[0, -1, :, 3] = 300.0
     elif kind == "sizes":
         keys_values[1] *= torch.logspace(-6, 2, length)[:, None, None]
     queries, keys_values = queries.to(shape.dtype), keys_values.to(shape.dtype)
@@ -106,15 +109,17 @@ class Laid:
             self.query_starts.append(self.query_starts[-1] + each.queries.shape[0])
         counts = [-(-each.length // shape.block_size) for each in entries]
         order = torch.randperm(sum(counts) + SPARE_BLOCKS, generator=torch.Generator().manual_seed(7)).tolist()
-        tables = torch.full((len(entries), max(counts) + 1), NOWHERE, dtype=torch.int32)
+        tables = torch.full((len(entries), max(1, *counts)), NOWHERE, dtype=torch.int32)
         pool_shape = (len(order), 2, shape.num_kv_heads, shape.block_size, shape.head_dim)
         pool = torch.full((*pool_shape, shape.kv_dtype.itemsize), 0xFF, dtype=torch.uint8).view(shape.kv_dtype)
         pool = pool.view(pool_shape)
         scales = torch.full(pool_shape[:-1], torch.nan)
         for row, (each, count) in enumerate(zip(entries, counts, strict=True)):
             blocks = [order.pop() for _ in range(count)]
-            tables[row, :count] = torch.tensor(blocks, dtype=torch.int32)
-            for position in range(each.length):
+            first = max(0, each.length - each.queries.shape[0] + 1 - shape.window) if shape.window else 0
+            seen = slice(first // shape.block_size, count)
+            tables[row, seen] = torch.tensor(blocks[seen], dtype=torch.int32)
+            for position in range(first, each.length):
                 block, offset = blocks[position // shape.block_size], position % shape.block_size
                 pool.view(torch.uint8)[block, :, :, offset] = each.stored.view(torch.uint8)[:, position]
                 if each.scales is not None:
