@@ -34,21 +34,14 @@ DEV void turn(float& x, float& y, float cos, float sin) {
   x = turned;
 }
 
-// Turn a lane's eight pairs. `low` and `high` are its 16 numbers as the picture above has them.
-DEV void turn_pairs(float (&low)[8], float (&high)[8], const float4 (&cos_sin)[4], bool paired) {
+// Turn a lane's eight pairs. `x`: its numbers, in the order of the picture above; `cos_sin`: eight times both.
+DEV void turn_pairs(float (&x)[2][8], const float (&cos_sin)[16], bool paired) {
+  if (paired) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) {  // pairs 2i and 2i + 1
-    const float4 c = cos_sin[i];
-    if (!paired) {
-      turn(low[2 * i], high[2 * i], c.x, c.y);
-      turn(low[2 * i + 1], high[2 * i + 1], c.z, c.w);
-    } else if (i < 2) {
-      turn(low[4 * i], low[4 * i + 1], c.x, c.y);
-      turn(low[4 * i + 2], low[4 * i + 3], c.z, c.w);
-    } else {
-      turn(high[4 * i - 8], high[4 * i - 7], c.x, c.y);
-      turn(high[4 * i - 6], high[4 * i - 5], c.z, c.w);
-    }
+    for (int i = 0; i < 16; i += 2) turn(x[i / 8][i % 8], x[i / 8][i % 8 + 1], cos_sin[i], cos_sin[i + 1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) turn(x[0][i], x[1][i], cos_sin[2 * i], cos_sin[2 * i + 1]);
   }
 }
 
@@ -61,7 +54,7 @@ DEV void multiply(float (&x)[8], float factor, const T* weight) {
 }
 
 template <class T, class Stored, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 8)
     rotary_kv_write(T* qkv, Stored* pool, float* kv_scales, const float* rotations, const T* q_weight,
                     const T* k_weight, const int* positions, const int* slots, int num_heads, int num_kv_heads,
                     int head_dim, int lanes, int block_size, int paired, float eps) {
@@ -73,62 +66,65 @@ __global__ void __launch_bounds__(kThreads)
   const bool is_turned = head < num_turned;
   // Lanes without numbers take part in the shuffles, with zeros.
   const bool works = head < num_turned + num_kv_heads && lane * 16 < head_dim;
-  const int low_at = paired ? lane * 16 : lane * 8;
-  const int high_at = paired ? low_at + 8 : low_at + head_dim / 2;
+  const int at[2] = {paired ? lane * 16 : lane * 8, paired ? lane * 16 + 8 : lane * 8 + head_dim / 2};
   T* own = qkv + (static_cast<size_t>(token) * (num_turned + num_kv_heads) + head) * head_dim;
   pdl_wait();
   pdl_launch_dependents();
 
   const int slot = slots[token];
   const size_t table_row = static_cast<size_t>(positions[token]) * head_dim;  // head_dim / 2 pairs of two floats
-  float low[8] = {}, high[8] = {};
-  float4 cos_sin[4];
+  float x[2][8] = {}, cos_sin[16];
   if (works) {
-    const uint4 low_packed = load_vector(own + low_at), high_packed = load_vector(own + high_at);
+    const uint4 packed[2] = {load_vector(own + at[0]), load_vector(own + at[1])};
     if (is_turned) {
-      const float4* from = reinterpret_cast<const float4*>(rotations + table_row + lane * 16);
 #pragma unroll
-      for (int i = 0; i < 4; i++) cos_sin[i] = from[i];
+      for (int i = 0; i < 4; i++) {
+        const float4 four = reinterpret_cast<const float4*>(rotations + table_row + lane * 16)[i];
+        cos_sin[4 * i] = four.x;
+        cos_sin[4 * i + 1] = four.y;
+        cos_sin[4 * i + 2] = four.z;
+        cos_sin[4 * i + 3] = four.w;
+      }
     }
-    unpack<T>(low_packed, low);
-    unpack<T>(high_packed, high);
+    unpack<T>(packed[0], x[0]);
+    unpack<T>(packed[1], x[1]);
   }
   if (q_weight != nullptr) {
     float squares = 0.f;
 #pragma unroll
-    for (int i = 0; i < 8; i++) squares += low[i] * low[i] + high[i] * high[i];
+    for (int i = 0; i < 8; i++) squares += x[0][i] * x[0][i] + x[1][i] * x[1][i];
     const float mean = warp_reduce<Sum>(squares, lanes) / head_dim;
     if (works && is_turned) {
       const T* weight = is_query ? q_weight : k_weight;
-      multiply(low, rsqrt_approx(mean + eps), weight + low_at);
-      multiply(high, rsqrt_approx(mean + eps), weight + high_at);
+      multiply(x[0], rsqrt_approx(mean + eps), weight + at[0]);
+      multiply(x[1], rsqrt_approx(mean + eps), weight + at[1]);
     }
   }
-  if (works && is_turned) {
-    turn_pairs(low, high, cos_sin, paired);
-    store_vector(own + low_at, pack<T>(low));
-    store_vector(own + high_at, pack<T>(high));
-  }
+  if (works && is_turned) turn_pairs(x, cos_sin, paired);
 
+  const uint4 packed[2] = {pack<T>(x[0]), pack<T>(x[1])};
+  if (works && is_turned) {
+    store_vector(own + at[0], packed[0]);
+    store_vector(own + at[1], packed[1]);
+  }
   const bool stores = works && !is_query && slot >= 0;
   const int plane = head - num_heads;  // keys' heads, then values': as in a block of the pool
   const size_t place =
       (static_cast<size_t>(slot / block_size) * 2 * num_kv_heads + plane) * block_size + slot % block_size;
-  const uint4 low_packed = pack<T>(low), high_packed = pack<T>(high);
   Stored* stored = pool + place * head_dim;
   if constexpr (kSame<T, Stored>) {
     if (stores) {
-      store_vector(stored + low_at, low_packed);
-      store_vector(stored + high_at, high_packed);
+      store_vector(stored + at[0], packed[0]);
+      store_vector(stored + at[1], packed[1]);
     }
   } else {
-    unpack<T>(low_packed, low);
-    unpack<T>(high_packed, high);
-    const u32 magnitude = warp_reduce<Max>(max(largest_magnitude(low), largest_magnitude(high)), lanes);
+    unpack<T>(packed[0], x[0]);
+    unpack<T>(packed[1], x[1]);
+    const u32 magnitude = warp_reduce<Max>(max(largest_magnitude(x[0]), largest_magnitude(x[1])), lanes);
     const Scale scale = scale_for<Stored>(magnitude);
     if (stores) {
-      store_codes(stored + low_at, quantise<Stored>(low, scale.inverse));
-      store_codes(stored + high_at, quantise<Stored>(high, scale.inverse));
+      store_codes(stored + at[0], quantise<Stored>(x[0], scale.inverse));
+      store_codes(stored + at[1], quantise<Stored>(x[1], scale.inverse));
       if (lane == 0) kv_scales[place] = scale.scale;
     }
   }
