@@ -19,6 +19,8 @@ FREE_SHARED_BYTES = 48 * 1024  # of more, the driver wants to be told
 MAP_ALIGNMENT = 64
 SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}
 L2_PROMOTION_256_BYTES = 3
+# Of a kernel that ran, and told at the next call, whatever that is: illegal address, time-out, and traps.
+LATE = frozenset((700, 702, *range(714, 720)))
 
 Launch = Callable[[tuple[int, int, int], int, tuple[Argument, ...]], None]
 
@@ -125,9 +127,10 @@ class Driver:
         return results[0] if results else None
 
     def _refusal(self, instance: Instance, grid: tuple[int, int, int], status: int) -> LaunchError:
+        late = ", in this kernel or one that was launched before" if status in LATE else ""
         return LaunchError(
             str(instance),
-            self._described(status),
+            f"{self._described(status)}{late}",
             grid=grid,
             block=instance.block,
             shared_bytes=instance.shared_bytes,

@@ -23,6 +23,7 @@ from engine.kernels.tensor_geometry import geometry
 from engine.kernels.tensor_map import MAP_BYTES
 
 ERROR_BYTES = 4096
+MAX_GRID = (2**31 - 1, 65535, 65535)
 
 
 class Schedule(IntEnum):
@@ -85,17 +86,13 @@ class EmulatedDevice:
         if block is None:
             block = self._blocks[instance] = ArgumentBlock(instance)
         block.pack(arguments)
+        if not all(1 <= size <= most for size, most in zip(grid, MAX_GRID, strict=True)):
+            raise self._failure(instance, grid, f"a grid is of 1 to {MAX_GRID} blocks")
         function = self._emulator.function(instance)
         self._emulator.library.emu_options(self.mode.late, self.mode.schedule, self.mode.seed)
         blocks, threads = (ctypes.c_uint32 * 3)(*grid), (ctypes.c_uint32 * 3)(*instance.block)
         if function(blocks, threads, instance.shared_bytes, block.address, self._error, ERROR_BYTES):
-            raise LaunchError(
-                str(instance),
-                self._error.value.decode(errors="replace"),
-                grid=grid,
-                block=instance.block,
-                shared_bytes=instance.shared_bytes,
-            )
+            raise self._failure(instance, grid, self._error.value.decode(errors="replace"))
 
     def warm(self, instances: Iterable[Instance]) -> None:
         self._emulator.warm([instance for instance in instances if self.arch in instance.archs])
@@ -121,3 +118,6 @@ class EmulatedDevice:
 
     def synchronize(self) -> None:
         """Nothing to wait for: a launch returns when the kernel has ended."""
+
+    def _failure(self, instance: Instance, grid: tuple[int, int, int], problem: str) -> LaunchError:
+        return LaunchError(str(instance), problem, grid=grid, block=instance.block, shared_bytes=instance.shared_bytes)

@@ -22,7 +22,9 @@ HOPPER = ("sm_90a",)
 EVERYWHERE = ("sm_80", "sm_89", "sm_90", *HOPPER)
 
 MAX_THREADS = 1024
-MAX_SHARED_BYTES = 227 * 1024  # of Hopper; a block of sm_80 has 163 KB, of sm_89 99 KB
+# Of a block, static and dynamic together.
+SHARED_BYTES = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_90a": 227 * 1024}
+REGISTERS = 65536  # of a multiprocessor; a warp takes them by 256
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -56,9 +58,10 @@ class Instance:
         threads = self.block[0] * self.block[1] * self.block[2]
         assert set(self.signature) <= LETTERS.keys(), f"{self}: a signature is made of {''.join(LETTERS)}"
         assert 0 < threads <= MAX_THREADS, f"{self}: {threads} threads in a block"
-        assert 0 <= self.shared_bytes <= MAX_SHARED_BYTES, f"{self}: shared memory of a block"
         assert self.archs, f"{self}: no arch"
         assert set(self.archs) <= set(EVERYWHERE), f"{self}: unknown arch"
+        most = min(SHARED_BYTES[arch] for arch in self.archs)
+        assert 0 <= self.shared_bytes <= most, f"{self}: {self.shared_bytes} bytes of shared memory, of {most}"
         object.__setattr__(self, "_label", f"{self.source}: {self.expression}")
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from engine.errors import CompileError
@@ -11,13 +11,13 @@ PROOF = "cuda_bf16.h"
 VERSION = re.compile(r"^#define CUDART_VERSION\s+(\d+)", re.MULTILINE)
 
 
-def header_directory() -> Path:
+def header_directory(places: Iterable[Path] | None = None) -> Path:
     """The directory of `cuda_bf16.h` and its kin. Raises `CompileError`."""
     tried = []
-    for candidate in _candidates():
-        if (candidate / PROOF).is_file():
-            return candidate
-        tried.append(str(candidate))
+    for place in candidates(os.environ) if places is None else places:
+        if (place / PROOF).is_file():
+            return place
+        tried.append(str(place))
     raise CompileError(PROOF, f"install nvidia-cuda-runtime and nvidia-cuda-crt; not in {', '.join(tried)}")
 
 
@@ -29,7 +29,8 @@ def header_version(directory: Path) -> int:
     return int(found[1])
 
 
-def _candidates() -> Iterator[Path]:
+def candidates(environment: Mapping[str, str]) -> Iterator[Path]:
+    """Where headers may be, best first: the wheels that are installed, `CUDA_HOME`, the usual place."""
     try:
         from cuda.pathfinder import find_nvidia_header_directory
     except ImportError:  # an older one does not tell
@@ -37,6 +38,6 @@ def _candidates() -> Iterator[Path]:
     else:
         if found := find_nvidia_header_directory("cudart"):
             yield Path(found)
-    if home := os.environ.get("CUDA_HOME"):
+    if home := environment.get("CUDA_HOME"):
         yield Path(home) / "include"
     yield Path("/usr/local/cuda/include")

@@ -121,7 +121,8 @@ except DeviceError as error:
     )
 
     failed = (
-        "a.cu: a<1>: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered "
+        "a.cu: a<1>: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered, "
+        "in this kernel or one that was launched before "
         "(grid (666, 1, 1), block (64, 2, 1), 64 bytes of shared memory)"
     )
 

@@ -46,6 +46,12 @@ def test_an_argument_that_does_not_fit_is_refused_before_anything_runs(device: D
         device.launch(ECHO, (1, 1, 1), 0, 1)
 
 
+@pytest.mark.parametrize("grid", [(0, 1, 1), (1, 0, 1), (1, 1, 65536), (-1, 1, 1)], ids=str)
+def test_a_grid_that_cannot_be_is_refused(device: Device, grid: tuple[int, int, int]) -> None:
+    with pytest.raises((LaunchError, OverflowError)):  # the latter by cuda-python, of what is below 0
+        device.launch(ECHO, grid, 0, 0, 0, 0.0, 0, bytes(128))
+
+
 def test_a_map_of_what_tma_cannot_copy_is_refused(device: Device) -> None:
     with pytest.raises(ShapeError, match="strides"):
         device.tensor_map(device.zeros((8, 68), torch.bfloat16), (8, 64), 128)

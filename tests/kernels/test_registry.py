@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.kernels.registry import EVERYWHERE, HOPPER, MAX_SHARED_BYTES, Instance
+from engine.kernels.registry import EVERYWHERE, HOPPER, SHARED_BYTES, Instance
 from engine.kernels.table import INSTANCES
 
-GOOD = Instance("a.cu", "a<1>", "PiufqT", (32, 4, 1), MAX_SHARED_BYTES, HOPPER)
+GOOD = Instance("a.cu", "a<1>", "PiufqT", (32, 4, 1), SHARED_BYTES["sm_90a"], HOPPER)
 
 
 def instance(**changes: object) -> Instance:
@@ -19,7 +19,8 @@ def instance(**changes: object) -> Instance:
         {"signature": "Px"},
         {"block": (1024, 2, 1)},
         {"block": (32, 0, 1)},
-        {"shared_bytes": MAX_SHARED_BYTES + 1},
+        {"shared_bytes": 99 * 1024 + 1},
+        {"shared_bytes": 227 * 1024 + 1, "archs": HOPPER},
         {"shared_bytes": -1},
         {"archs": ()},
         {"archs": ("sm_100a",)},

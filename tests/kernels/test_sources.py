@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,12 @@ def test_a_packaged_copy_goes_before_the_checkout(tmp_path: Path) -> None:
     (here / "cuda_src").mkdir()
 
     assert installed_sources(here) == here / "cuda_src"
+
+
+def test_a_wheel_puts_them_where_they_are_looked_for() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+
+    assert wheel["force-include"] == {"cuda": "engine/kernels/cuda_src"}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)

@@ -1,13 +1,16 @@
 """Every kernel instance there is compiles for its archs, and the compiler has nothing to complain of."""
 
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import pytest
 
-from engine.errors import CompileError
-from engine.kernels.build import Target, build, targets
-from engine.kernels.compiler import Compiler
-from engine.kernels.compiler_log import Usage
+from engine.kernels.build import Target, targets
+from engine.kernels.compiler import Compiled, Compiler
 from engine.kernels.disk_cache import DiskCache
-from engine.kernels.registry import Instance
+from engine.kernels.registry import REGISTERS, SHARED_BYTES, Instance
 from engine.kernels.table import INSTANCES, MAX_INSTANCES
 
 # What may have a stack frame, a spill or a warning, by name and arch, and why. This list only shrinks: an entry that is
@@ -15,32 +18,40 @@ from engine.kernels.table import INSTANCES, MAX_INSTANCES
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 
-@pytest.fixture(scope="session")
-def usages(request: pytest.FixtureRequest, kernel_cache: DiskCache) -> dict[Target, Usage | CompileError]:
-    """What the compiler says of all that this run asks for, compiled on every core."""
-    asked = [
-        (item.callspec.params["instance"], item.callspec.params["arch"])
+Compiling = dict[Target, Future[Compiled]]
+
+
+@pytest.fixture(scope="module")
+def compiling(request: pytest.FixtureRequest, kernel_cache: DiskCache) -> Iterator[Compiling]:
+    """All that this run asks for, on its way through the compiler on every core."""
+    compiler = Compiler(kernel_cache)
+    asked = {
+        (item.callspec.params["instance"], item.callspec.params["arch"]): None
         for item in request.session.items
-        if isinstance(item, pytest.Function) and "usages" in item.fixturenames
-    ]
-    told = build(Compiler(kernel_cache), asked)
-    return {
-        (built.instance, built.arch): built.compiled
-        if isinstance(built.compiled, CompileError)
-        else built.compiled.usage
-        for built in told
+        if isinstance(item, pytest.Function) and "compiling" in item.fixturenames
     }
+    threads = ThreadPoolExecutor(os.cpu_count())
+    yield {target: threads.submit(compiler.compile, *target) for target in asked}
+    threads.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize(("instance", "arch"), targets(INSTANCES), ids=str)
 def test_an_instance_keeps_in_registers_what_belongs_there_and_nothing_waits(
-    usages: dict[Target, Usage | CompileError], instance: Instance, arch: str
+    compiling: Compiling, instance: Instance, arch: str
 ) -> None:
-    usage = usages[instance, arch]
-    if isinstance(usage, CompileError):
-        raise usage
+    usage = compiling[instance, arch].result().usage
 
     assert usage.is_clean == ((str(instance), arch) not in EXCEPTIONS), usage
+
+
+@pytest.mark.parametrize(("instance", "arch"), targets(INSTANCES), ids=str)
+def test_a_block_of_an_instance_fits_into_a_multiprocessor(compiling: Compiling, instance: Instance, arch: str) -> None:
+    usage = compiling[instance, arch].result().usage
+    warps = -(-math.prod(instance.block) // 32)
+    registers_of_a_warp = -(-usage.registers * 32 // 256) * 256
+
+    assert warps * registers_of_a_warp <= REGISTERS
+    assert usage.static_shared + instance.shared_bytes <= SHARED_BYTES[arch]
 
 
 def test_exceptions_speak_of_instances_that_there_are() -> None:
