@@ -52,7 +52,9 @@ RUN pip install -q -c constraints.txt ".[cuda]" && pip uninstall -q -y penstock
 
 FROM environment-cuda AS built-cuda
 COPY . .
-RUN pip install -q --no-deps .
+# With every kernel compiled, which takes no GPU: a start compiles nothing.
+RUN pip install -q --no-deps . && PENSTOCK_KERNEL_CACHE=/opt/penstock/kernels penstock kernels build
 
 FROM runtime AS cuda
+ENV PENSTOCK_KERNEL_CACHE=/opt/penstock/kernels
 COPY --from=built-cuda /opt/penstock /opt/penstock
