@@ -59,6 +59,21 @@ def test_blocks_are_copied_within_a_pool(device: Device) -> None:
         assert torch.equal(ours.cpu(), theirs)
 
 
+def test_blocks_go_out_to_pinned_memory_and_come_back(device: Device) -> None:
+    before = pools(2, 3, 1040, 4)
+    on_device, rooms = [device.upload(pool) for pool in before], pools(2, 2, 1040, 5)
+    pinned = device.torch_device.type == "cuda"
+    host = [room.pin_memory() if pinned else device.upload(room) for room in rooms]
+    here, there = addresses(device, on_device), addresses(device, host)
+    out, back = (device.upload(torch.tensor(pair, dtype=torch.int32)) for pair in ([[2, 0], [0, 1]], [[0, 1], [1, 2]]))
+    copy_blocks(device, there, here, out, 1040)
+    copy_blocks(device, here, there, back, 1040)
+    device.synchronize()
+
+    for ours, original in zip(on_device, before, strict=True):
+        assert torch.equal(ours.cpu(), original[[0, 2, 0]])
+
+
 def test_no_pairs_are_no_work(emulator: EmulatedDevice) -> None:
     table = addresses(emulator, [torch.zeros(16)])
     copy_blocks(emulator, table, table, torch.empty(0, 2, dtype=torch.int32), 16)
