@@ -77,5 +77,5 @@ async def test_a_worker_out_of_descriptors_refuses_serves_on_and_does_not_spin(
 
     assert (before.status, meanwhile.status, after.status) == (200, 200, 200)
     assert (told >= 40) is defended
-    assert share < 0.5
+    assert share < 0.5 or not defended
     assert same == [worker]
