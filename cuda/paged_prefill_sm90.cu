@@ -36,9 +36,10 @@ constexpr int kGroupWarps = 4;
 constexpr int kStages = 2;
 constexpr int kKinds = 2;  // keys, values
 
-// Named barriers: one for each consumer's own threads, one for each consumer's turn.
-constexpr int kOwnBarrier = 1;
-constexpr int kTurnBarrier = 3;
+// Named barriers, one for each consumer: its turn, where the other arrives when it has taken its own; and its end. After
+// the very last turn an arrival is left over.
+constexpr int kTurnBarrier = 1;
+constexpr int kEndBarrier = 3;
 
 template <class T>
 struct Kind;
@@ -109,8 +110,10 @@ DEV void produce(const QueryTile<kRows>& tile, const TensorMap& map, const int* 
       u8* to = tiles + (kind * kStages + stage) * L::kTileBytes;
       u64* full = &barriers->full[kind][stage];
       u64* done = ragged ? &barriers->landed : full;
-      mbar_wait(&barriers->empty[kind][stage], parity ^ 1);
-      if (lane == 0) mbar_expect_tx(done, L::kTileBytes);
+      if (lane == 0) {  // alone: a slow lane might find the stage filled and emptied, and wait for the next time
+        mbar_wait(&barriers->empty[kind][stage], parity ^ 1);
+        mbar_expect_tx(done, L::kTileBytes);
+      }
       __syncwarp();
       if (copies) {
         const int plane = kind * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
@@ -163,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   if (threadIdx.x < kGroupThreads) {
-    reg_dealloc<24>();
+    reg_dealloc<40>();
     if (threadIdx.x < 32) {
       const int* table = block_tables + static_cast<long long>(tile.sequence) * max_blocks;
       produce<kHeadDim>(tile, map, table, block_shift, num_blocks, stages, barriers);
@@ -171,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
 
-  reg_alloc<240>();
+  reg_alloc<232>();
   const int consumer = threadIdx.x / kGroupThreads - 1, thread = threadIdx.x % kGroupThreads;
   const int warp = thread / 32, lane = lane_id();
   const int group_row = warp * 16 + lane / 4;                // and + 8: what this lane has of each product
@@ -194,8 +197,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     cp_async_commit();
     cp_async_wait<0>();
-    fence_proxy_async();
-    bar_sync(kOwnBarrier + consumer, kGroupThreads);
+    fence_proxy_async();  // the first turn begins with a barrier
 
     const CausalMask<kRows> mask(tile, first_row);
     const int start = tile.begin / kKeys * kKeys, num_steps = (tile.end - start + kKeys - 1) / kKeys;
@@ -239,15 +241,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int k = 0; k < kKeys / 16; k++) pack_weights<T>(p[k], in_blocks(s)[2 * k], in_blocks(s)[2 * k + 1]);
     };
     const auto begin_turn = [&] { bar_sync(kTurnBarrier + consumer, 2 * kGroupThreads); };
-    const auto end_turn = [&](int step) {  // after the very last there is nobody to tell
-      if (consumer == 0 || step + 1 < num_steps) bar_arrive(kTurnBarrier + (consumer ^ 1), 2 * kGroupThreads);
-    };
+    const auto end_turn = [&] { bar_arrive(kTurnBarrier + (consumer ^ 1), 2 * kGroupThreads); };
 
-    if (consumer == 1) bar_arrive(kTurnBarrier, 2 * kGroupThreads);
+    if (consumer == 1) end_turn();  // the other begins
     await(0, 0);
     begin_turn();
     score(0);
-    end_turn(0);
+    end_turn();
     wgmma_wait<0>();
     wgmma_regs_fence(s);
     release(0, 0);
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       score(step);
       await(1, step - 1);
       gather(step - 1);
-      end_turn(step);
+      end_turn();
       wgmma_wait<1>();
       wgmma_regs_fence(s);
       release(0, step);
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     wgmma_wait<0>();
     wgmma_regs_fence(o);
     softmax.finish();
-    bar_sync(kOwnBarrier + consumer, kGroupThreads);  // nobody reads these queries any more
+    bar_sync(kEndBarrier + consumer, kGroupThreads);  // nobody reads these queries any more
   }
 
   // Through the rows of the queries, so that whole rows are written; each warp its own.

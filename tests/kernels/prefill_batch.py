@@ -86,8 +86,9 @@ def prompt(
 class Batch:
     """Chunks side by side in a pool of their own, on a device.
 
-    Blocks are shuffled. Slots that no token was written to hold NaN, as do the keys and values beside the queries;
-    table entries behind a sequence's last block, and those that its window has left, lead nowhere.
+    Blocks are shuffled. Slots that no token was written to hold NaN, as do the keys and values beside the queries.
+    Table entries behind a sequence's last block, and those that its window has left, are of a block full of NaN; the
+    last of a row leads nowhere.
     """
 
     def __init__(self, device: Device, shape: Shape, chunks: list[Chunk]) -> None:
@@ -103,7 +104,8 @@ class Batch:
         if raw == stored:
             pool.fill_(127 if raw == torch.int8 else math.nan)
         scales = torch.full(pool.shape[:4], math.nan)
-        tables = torch.full((len(chunks), max(num_blocks, default=0) + 2), NOWHERE, dtype=torch.int32)
+        tables = torch.full((len(chunks), max(num_blocks, default=0) + 2), order.pop(), dtype=torch.int32)
+        tables[:, -1] = NOWHERE
         for chunk, count, table in zip(chunks, num_blocks, tables, strict=True):
             blocks = torch.tensor([order.pop() for _ in range(count)], dtype=torch.int64)
             left = max(0, chunk.start - shape.window + 1) // size if shape.window else 0

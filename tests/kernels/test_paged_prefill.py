@@ -28,7 +28,7 @@ E4M3, INT8 = LARGEST
 def mutation_case(device: Device) -> None:
     """What a changed kernel has to fail."""
     for shape in (Shape(group=5), Shape(window=70, stored=INT8)):
-        chunks = [*lengths(shape, (1, 1), (17, 150)), Chunk(None, 0, 2), *lengths(shape, (0, 20), (30, 31), (15, 200))]
+        chunks = [*lengths(shape, (1, 1), (17, 150)), Chunk(None, 0, 2), *lengths(shape, (0, 20), (30, 31), (15, 208), (3, 135))]
         assert_right(Batch(device, shape, chunks), attend)
 
 

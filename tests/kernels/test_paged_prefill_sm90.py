@@ -32,7 +32,8 @@ def _only_hopper(request: pytest.FixtureRequest) -> None:
 def mutation_case(device: Device) -> None:
     """What a changed kernel has to fail."""
     for shape in (Shape(group=5), Shape(head_dim=256, num_kv_heads=1, block_size=32, window=130)):
-        chunks = [*lengths(shape, (1, 1), (17, 300)), Chunk(None, 0, 2), *lengths(shape, (0, 20), (40, 41), (15, 400))]
+        ragged = lengths(shape, (0, 20), (40, 41), (15, 432), (3, 195), (3, 448), (1, 256))
+        chunks = [*lengths(shape, (1, 1), (17, 300)), Chunk(None, 0, 2), *ragged]
         assert_right(Batch(device, shape, chunks), attend_sm90)
 
 
