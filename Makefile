@@ -1,6 +1,6 @@
 # One verb a task; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-launch bench-quotas prove-admission prove-quotas prove-restart prove-resilience prove-soak kernels train-demo test-compose clean
+.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-launch bench-quotas gpu prove-admission prove-quotas prove-restart prove-resilience prove-soak kernels train-demo test-compose clean
 RUN := .venv/bin/python -m
 
 help: ## list the tasks
@@ -76,6 +76,9 @@ prove-resilience: ## upstreams that fail and are slow; minutes of outage over so
 prove-restart: ## 10,000 requests through eight restarts of a proxy, none of which fails
 	@deploy/install dev
 	$(RUN) pytest -s -m 'slow or not slow' tests/process/test_restart.py
+
+gpu: ## everything that a GPU is to show, in nine minutes; needs the engine's packages and pytest alone
+	$(or $(wildcard .venv/bin/python),python3) -m bench.gpu $(if $(REHEARSE),--rehearse)
 
 kernels: ## compile every CUDA kernel for every arch into the user's cache; needs no GPU
 	@deploy/install dev
