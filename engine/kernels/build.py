@@ -1,4 +1,4 @@
-"""Compile many instances at once, as `kernels build` and the tests do."""
+"""Compile many instances at once, as `kernels build` does, and a device that is warmed."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence

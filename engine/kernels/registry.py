@@ -6,7 +6,7 @@ instances (`INSTANCES` in each `engine/kernels/<stem>.py`, all of them in `table
 table is never compiled and never launched.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # What a letter of a signature stands for: its code in `struct` and its size in bytes.
 LETTERS = {
@@ -52,8 +52,6 @@ class Instance:
     overlaps: bool = False
     """May start before its predecessor in the stream has ended; the kernel calls `pdl_wait()` before it reads."""
 
-    _label: str = field(init=False, repr=False)
-
     def __post_init__(self) -> None:
         threads = self.block[0] * self.block[1] * self.block[2]
         assert set(self.signature) <= LETTERS.keys(), f"{self}: a signature is made of {''.join(LETTERS)}"
@@ -62,7 +60,6 @@ class Instance:
         assert set(self.archs) <= set(EVERYWHERE), f"{self}: unknown arch"
         most = min(SHARED_BYTES[arch] for arch in self.archs)
         assert 0 <= self.shared_bytes <= most, f"{self}: {self.shared_bytes} bytes of shared memory, of {most}"
-        object.__setattr__(self, "_label", f"{self.source}: {self.expression}")
 
     def __str__(self) -> str:
-        return self._label if hasattr(self, "_label") else f"{self.source}: {self.expression}"
+        return f"{self.source}: {self.expression}"

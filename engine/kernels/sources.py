@@ -34,18 +34,18 @@ class Sources:
                 return path
         raise CompileError(name, f"not found in {', '.join(map(str, self.roots))}")
 
-    def closure(self, name: str) -> dict[str, bytes]:
-        """The file and every file of ours that it includes, by path, but none of the emulator's.
+    def closure(self, name: str) -> dict[Path, bytes]:
+        """The file and every file of ours that it includes, but none of the emulator's.
 
         Conditions are not followed: a file that either branch of an `#if` includes is in.
         """
-        found: dict[str, bytes] = {}
-        to_read = [self.find(name)]
+        found: dict[Path, bytes] = {}
+        to_read = [self.find(name).resolve()]
         while to_read:
             path = to_read.pop()
-            if str(path) not in found:
-                found[str(path)] = path.read_bytes()
-                to_read += self._included(path, found[str(path)])
+            if path not in found:
+                found[path] = path.read_bytes()
+                to_read += self._included(path, found[path])
         return found
 
     def _included(self, path: Path, text: bytes) -> Iterator[Path]:
@@ -57,7 +57,7 @@ class Sources:
 
     def digest(self, name: str) -> str:
         """The same for the same text, wherever it lies."""
-        return digest(*sorted(hashlib.sha256(text).digest() for text in self.closure(name).values()))
+        return digest(*sorted((path.name, text) for path, text in self.closure(name).items()))
 
     def emulator_digest(self) -> str:
         """The same for the same emulator."""

@@ -39,7 +39,7 @@ def tree(tmp_path: Path) -> Path:
 def test_what_a_kernel_includes_is_found_however_deep_and_once(tree: Path) -> None:
     found = Sources(tree).closure("a.cu")
 
-    assert sorted(Path(path).name for path in found) == ["a.cu", "one.cuh", "three.cuh", "two.cuh"]
+    assert sorted(path.name for path in found) == ["a.cu", "one.cuh", "three.cuh", "two.cuh"]
 
 
 @pytest.mark.parametrize("name", ["a.cu", "one.cuh", "deep/two.cuh", "deep/three.cuh"])
