@@ -1,14 +1,14 @@
 // A row's law as integers, so that sums of it are the same in any order, and the random number that is looked up in it.
 //
-// A token is known by its distance below the likeliest, in nats, as a key of 30 bits; the smaller the key, the likelier.
-// Its mass, relative to the likeliest's, is a function of the key alone:
+// A token is known by its distance below the likeliest, in nats, as a key of 30 bits: the smaller, the likelier. Its mass,
+// relative to the likeliest's, is a function of the key alone:
 //
 //     logit x ── largest − x ──→ distance d ── 2^25 d, cut ──→ key ── 2^45 e^−d, cut ──→ mass, at most 2^45
 //                                0 … 32 nats                   30 bits
 //
 // A key says more than a float32 probability does: from half a nat on it holds every bit of d, below that it cuts 3e-8.
-// Tokens with equal keys are equals, and wherever that matters the lowest id goes first. What has less than 2^-45 of the
-// likeliest's mass, or 32 nats of distance, has none; 262,144 tokens of mass 2^45 make 2^63, which fits.
+// Tokens with equal keys are equals, and wherever that matters the lowest id goes first. What has less than 2^-45 of
+// the likeliest's mass has none; 262,144 tokens of mass 2^45 make 2^63, which fits.
 //
 // Because masses are integers, their sums do not depend on how threads, warps and blocks share the work, a prefix sum
 // never decreases, and a draw that is below the total falls on a token that has mass.
@@ -41,7 +41,9 @@ DEV u32 rank_of(float x) {
 DEV float ranked(u32 rank) { return __uint_as_float(rank >> 31 ? rank & 0x7fffffffu : ~rank); }
 
 // A token that is higher or, as high, has a lower id, has the larger standing.
-DEV u64 standing_of(float x, int id) { return static_cast<u64>(rank_of(x)) << 32 | (0xffffffffu - static_cast<u32>(id)); }
+DEV u64 standing_of(float x, int id) {
+  return static_cast<u64>(rank_of(x)) << 32 | (0xffffffffu - static_cast<u32>(id));
+}
 DEV u32 rank_in(u64 standing) { return static_cast<u32>(standing >> 32); }
 DEV int id_in(u64 standing) { return static_cast<int>(0xffffffffu - static_cast<u32>(standing)); }
 
@@ -49,8 +51,8 @@ DEV int id_in(u64 standing) { return static_cast<int>(0xffffffffu - static_cast<
 DEV u64 combine(Sum, u64 a, u64 b) { return a + b; }
 DEV u64 combine(Max, u64 a, u64 b) { return a > b ? a : b; }
 
-// Give the sum of the values of the threads before this one, and of all. `partials`: shared memory, [kThreads / 32], free
-// again when this returns.
+// Give the sum of the values of the threads before this one, and of all. `partials`: shared memory, [kThreads / 32]; a
+// second scan uses another array, or a barrier of its own before it writes this one again.
 template <int kThreads>
 DEV u64 block_scan(u64 value, u64* partials, u64& total) {
   u64 upto = value;
@@ -68,7 +70,6 @@ DEV u64 block_scan(u64 value, u64* partials, u64& total) {
     if (other < warp) before += partials[other];
     total += partials[other];
   }
-  __syncthreads();
   return before;
 }
 

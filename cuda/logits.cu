@@ -1,11 +1,11 @@
-// What a request asks to be done to its logits before a token is drawn: penalties, biases, bans, a grammar, temperature.
+// What a request asks for before a token is drawn from its logits: penalties, biases, bans, a grammar, temperature.
 //
 // The order is that of `engine/sampler.py`, and so is the rounding of each step (no product is fused with a sum): the
-// repetition penalty over tokens of prompt and answer, the frequency and presence penalties over the answer's, the bias,
-// the ban, the mask of allowed tokens, the division by the temperature.
+// repetition penalty over tokens of prompt and answer, the frequency and presence penalties over the answer's, the
+// bias, the ban, the mask of allowed tokens, the division by the temperature.
 //
-// Few tokens are touched by lists, all by the rest, so a block holds a piece of the row in shared memory, and each of its
-// threads walks the row's lists and changes what falls into the piece. A list names a token once.
+// Few tokens are touched by lists, all by the rest, so a block holds a piece of the row in shared memory, and each of
+// its threads walks the row's lists and changes what falls into the piece. A list names a token once.
 //
 //     row        | piece 0 | piece 1 | … |                 grid (pieces, rows), kPiece tokens a piece
 //     piece      in → held ─ seen list ─ bias list ─ ban list ─→ mask, temperature → out

@@ -11,23 +11,24 @@
 // A cut is found by radix selection: a histogram over ten bits of the keys that agree with what was found so far, its
 // prefix sum, the bin in which the wanted count (top_k) or mass (top_p) is reached; three levels make the 30 bits.
 //
-//     level 0   | 1/32 nat | 1/32 nat | … 1024 bins          tokens below the bin's upper edge are listed in shared memory
-//     level 1            └ | 1024 bins |                     as soon as they fit (kListed), ascending by id, and the list
-//     level 2                    └ | 1024 bins |             takes the row's place for all that follows
+//     level 0   | 1/32 nat | 1/32 nat | … 1024 bins      tokens below the bin's upper edge are listed in shared
+//     level 1            └ | 1024 bins |                 memory as soon as they fit (kListed), ascending by id, and
+//     level 2                    └ | 1024 bins |         the list takes the row's place for all that follows
 //
 // The draw walks in the order of ids: each warp sums the kept mass of one of kWarps equal parts, the part in which the
 // draw falls is divided again until it has no more tokens than the block has threads, and one prefix sum over those
 // names the token. Equals are counted along the way, so that each knows whether it is among the first num_equal.
 //
-// A row is read from memory once for its maximum and once for its parts; with filters also once for level 0 and once to
-// list. Rows that do not list (nearly flat laws) are read a few times more, from L2 while the batch has some 100 rows of
-// 128,256 tokens. What would come next: the maximum as a by-product of `logits`, and several blocks a row for small
-// batches, whose histograms would add up in global memory to the same bits.
+// A row is read three times: for its maximum, for level 0 and to be listed; without filters twice, for its maximum and
+// for its parts. Rows that do not list (nearly flat laws) are read a few times more. All but the first time it comes
+// from L2 as long as the batch has less than some 90 rows of 128,256 tokens. What would come next: the maximum as a
+// by-product of `logits`, and several blocks a row for small batches, whose histograms, being of integers, would add up
+// in global memory to the same bits.
 //
 // Shapes: logits: [num_rows, stride] float32, `vocab` wide, as `logits` leaves them; everything else: [num_rows].
 // temperatures: 0 takes the highest logit, the lowest id among equals; a negative one marks padding, left alone; they
 // are not divided by here. top_ks 0, top_ps 1 and min_ps 0 are off. The draw belongs to (seed, position, choice).
-// errors: 0; 1 for a row that holds NaN or +infinity; 2 for a row in which every token is -infinity. Then its token is -1.
+// errors: 0; 1 for a row that holds NaN or +infinity, 2 for one in which every token is -infinity; their token is -1.
 #include "law.cuh"
 #include "ptx.cuh"
 
@@ -52,13 +53,24 @@ struct Cut {
   u32 num_equal;
 };
 
+// What a cut is measured by: how many tokens have mass (top_k), or their mass (top_p).
+struct Measure {
+  bool is_mass;
+  float min_p;
+};
+
+DEV u64 weight_of(u32 key, Measure measure) {
+  const u64 mass = mass_of(key, measure.min_p);
+  return measure.is_mass ? mass : mass != 0;
+}
+
 template <int kThreads>
 struct Room {
   u64 histogram[kBins];
   u64 partials[kThreads / 32];
   u64 masses[kThreads / 32];
   u64 equals[kThreads / 32];
-  u32 counts[kAhead * kThreads / 32];
+  u32 counts[kAhead * kThreads / 32];  // of listed tokens, by load and warp
   u32 starts[kAhead * kThreads / 32];
   u32 keys[kListed];
   int ids[kListed];
@@ -66,8 +78,25 @@ struct Room {
   u32 bin;
 };
 
+// Read the keys at `first`, `first + stride` and so on; from `end` on they have no mass. All loads are started, from
+// places that exist, before any is used.
+DEV void read_keys(u32 (&keys)[kAhead], const Tokens& tokens, int first, int stride, int end) {
+  if (tokens.keys != nullptr) {
+#pragma unroll
+    for (int j = 0; j < kAhead; j++) keys[j] = tokens.keys[min(first + j * stride, end - 1)];
+  } else {
+    float x[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; j++) x[j] = tokens.row[min(first + j * stride, end - 1)];
+#pragma unroll
+    for (int j = 0; j < kAhead; j++) keys[j] = key_of(tokens.largest - x[j]);
+  }
+#pragma unroll
+  for (int j = 0; j < kAhead; j++) {
+    if (first + j * stride >= end) keys[j] = kNoMass;
+  }
+}
 DEV u32 key_at(const Tokens& tokens, int at) {
-  if (at >= tokens.count) return kNoMass;
   return tokens.keys != nullptr ? tokens.keys[at] : key_of(tokens.largest - tokens.row[at]);
 }
 DEV int id_at(const Tokens& tokens, int at) { return tokens.keys != nullptr ? tokens.ids[at] : at; }
@@ -81,14 +110,16 @@ DEV u64 find_best(const float* row, int vocab, u64* partials) {
 #pragma unroll
     for (int j = 0; j < kAhead; j++) x[j] = row[min(first + j * kThreads, vocab - 1)];
 #pragma unroll
-    for (int j = 0; j < kAhead; j++) best = max(best, standing_of(x[j], min(first + j * kThreads, vocab - 1)));
+    for (int j = 0; j < kAhead; j++) {
+      if (first + j * kThreads < vocab) best = max(best, standing_of(x[j], first + j * kThreads));
+    }
   }
   return block_reduce<Max, kThreads>(best, partials);
 }
 
 // Sum the weights of the cut's tokens into bins of the ten bits above `shift`, of keys that begin with `prefix`.
-template <int kThreads, class Weigh>
-DEV void fill_bins(Room<kThreads>& room, const Tokens& tokens, Cut cut, u32 prefix, int shift, Weigh weigh) {
+template <int kThreads>
+DEV void fill_bins(Room<kThreads>& room, const Tokens& tokens, Cut cut, Measure measure, u32 prefix, int shift) {
   for (int bin = threadIdx.x; bin < kBins; bin += kThreads) room.histogram[bin] = 0;
   __syncthreads();
   // A thread keeps a bin's sum until it meets another bin: many equals would queue up for one atomic.
@@ -102,12 +133,11 @@ DEV void fill_bins(Room<kThreads>& room, const Tokens& tokens, Cut cut, u32 pref
       held = bin;
       sum = 0;
     }
-    sum += times * weigh(key);
+    sum += times * weight_of(key, measure);
   };
   for (int first = threadIdx.x; first < tokens.count; first += kThreads * kAhead) {
     u32 keys[kAhead];
-#pragma unroll
-    for (int j = 0; j < kAhead; j++) keys[j] = key_at(tokens, first + j * kThreads);
+    read_keys(keys, tokens, first, kThreads, tokens.count);
 #pragma unroll
     for (int j = 0; j < kAhead; j++) {
       if (keys[j] < cut.key) add(keys[j], 1);
@@ -128,8 +158,7 @@ DEV void list_below(Room<kThreads>& room, Tokens& tokens, u32 edge) {
   int listed = 0;
   for (int first = 0; first < tokens.count; first += kThreads * kAhead) {
     u32 keys[kAhead], votes[kAhead];
-#pragma unroll
-    for (int j = 0; j < kAhead; j++) keys[j] = key_at(tokens, first + j * kThreads + threadIdx.x);
+    read_keys(keys, tokens, first + threadIdx.x, kThreads, tokens.count);
 #pragma unroll
     for (int j = 0; j < kAhead; j++) {
       votes[j] = __ballot_sync(0xffffffffu, keys[j] < edge);
@@ -137,7 +166,8 @@ DEV void list_below(Room<kThreads>& room, Tokens& tokens, u32 edge) {
     }
     __syncthreads();
     u64 total;
-    const u64 start = block_scan<kThreads>(threadIdx.x < kAhead * kWarps ? room.counts[threadIdx.x] : 0, room.partials, total);
+    const u64 vote = threadIdx.x < kAhead * kWarps ? room.counts[threadIdx.x] : 0;
+    const u64 start = block_scan<kThreads>(vote, room.partials, total);
     if (listed + total > kListed) return;
     if (threadIdx.x < kAhead * kWarps) room.starts[threadIdx.x] = start;
     __syncthreads();
@@ -156,20 +186,22 @@ DEV void list_below(Room<kThreads>& room, Tokens& tokens, u32 edge) {
   __syncthreads();
 }
 
-// Cut where the weights, from the likeliest on, reach what `wanted_of` makes of their total; nowhere if they do not.
-template <int kThreads, class Weigh, class WantedOf>
-DEV Cut select(Room<kThreads>& room, Tokens& tokens, Cut cut, Weigh weigh, WantedOf wanted_of) {
+// Cut where the weights, from the likeliest on, reach `count`, or if it is 0 `share` of their total; nowhere if they do
+// not.
+template <int kThreads>
+DEV Cut select(Room<kThreads>& room, Tokens& tokens, Cut cut, Measure measure, u64 count, double share) {
   constexpr int kEach = kBins / kThreads;
   static_assert(kBins % kThreads == 0, "as many bins for each thread");
   u32 prefix = 0;
-  u64 ahead = 0, wanted = 0;
+  u64 ahead = 0, wanted = count;
+#pragma unroll 1
   for (int shift = kKeyBits - kDigitBits; shift >= 0; shift -= kDigitBits) {
-    fill_bins(room, tokens, cut, prefix, shift, weigh);
+    fill_bins(room, tokens, cut, measure, prefix, shift);
     const u64* bins = room.histogram + threadIdx.x * kEach;
     u64 sum = 0, total;
     for (int i = 0; i < kEach; i++) sum += bins[i];
     u64 before = ahead + block_scan<kThreads>(sum, room.partials, total);
-    if (wanted == 0) wanted = wanted_of(total);
+    if (wanted == 0) wanted = max(static_cast<u64>(ceil(share * static_cast<double>(total))), 1ull);
     if (wanted > ahead + total) return cut;
     if (before < wanted && wanted <= before + sum) {
       int bin = 0;
@@ -182,7 +214,7 @@ DEV Cut select(Room<kThreads>& room, Tokens& tokens, Cut cut, Weigh weigh, Wante
     ahead = room.ahead;
     if (tokens.keys == nullptr) list_below(room, tokens, (prefix + 1) << shift);
   }
-  const u64 each = weigh(prefix);
+  const u64 each = weight_of(prefix, measure);
   return {prefix, static_cast<u32>((wanted - ahead + each - 1) / each)};
 }
 
@@ -198,11 +230,14 @@ DEV int draw(Room<kThreads>& room, const Tokens& tokens, Cut cut, float min_p, u
     const int part_begin = begin + threadIdx.x / 32 * size;
     const int part_end = min(part_begin + size, end);
     u64 mass = 0, equals = 0;
-#pragma unroll 4
-    for (int at = part_begin + lane_id(); at < part_end; at += 32) {
-      const u32 key = key_at(tokens, at);
-      if (key < cut.key) mass += mass_of(key, min_p);
-      if (key == cut.key) equals++;
+    for (int first = part_begin + lane_id(); first < part_end; first += 32 * kAhead) {
+      u32 keys[kAhead];
+      read_keys(keys, tokens, first, 32, part_end);
+#pragma unroll
+      for (int j = 0; j < kAhead; j++) {
+        if (keys[j] < cut.key) mass += mass_of(keys[j], min_p);
+        if (keys[j] == cut.key) equals++;
+      }
     }
     mass = warp_reduce<Sum>(mass);
     equals = warp_reduce<Sum>(equals);
@@ -240,7 +275,7 @@ DEV int draw(Room<kThreads>& room, const Tokens& tokens, Cut cut, float min_p, u
   const u64 rank = equals_before + block_scan<kThreads>(key == cut.key, room.partials, total);
   const bool is_kept = key < cut.key || (key == cut.key && rank < cut.num_equal);
   const u64 mass = is_kept ? mass_of(key, min_p) : 0;
-  const u64 before = mass_before + block_scan<kThreads>(mass, room.partials, total);
+  const u64 before = mass_before + block_scan<kThreads>(mass, room.masses, total);
   return before <= wanted && wanted < before + mass ? id_at(tokens, at) : -1;
 }
 
@@ -270,17 +305,13 @@ __global__ void __launch_bounds__(kThreads)
 
   tokens.largest = ranked(rank);
   const float min_p = fminf(min_ps[row], 1.f);
-  const u64 top_k = top_ks[row];
-  const double top_p = top_ps[row];
   Cut cut = {kNoMass, 0};
-  if (top_k > 0) {
-    auto one = [&](u32 key) { return static_cast<u64>(mass_of(key, min_p) > 0); };
-    cut = select(room, tokens, cut, one, [&](u64) { return top_k; });
-  }
-  if (top_p < 1.0) {
-    auto mass = [&](u32 key) { return mass_of(key, min_p); };
-    auto share = [&](u64 total) { return max(static_cast<u64>(ceil(top_p * static_cast<double>(total))), 1ull); };
-    cut = select(room, tokens, cut, mass, share);
+#pragma unroll 1
+  for (int filter = 0; filter < 2; filter++) {
+    const bool is_mass = filter == 1;
+    const u64 count = is_mass ? 0 : max(top_ks[row], 0);
+    const double share = is_mass ? top_ps[row] : 1.0;
+    if (count > 0 || share < 1.0) cut = select(room, tokens, cut, {is_mass, min_p}, count, share);
   }
   const int token = draw(room, tokens, cut, min_p, random_bits(seeds[row], positions[row], choices[row]));
   if (token >= 0) drawn[row] = token;

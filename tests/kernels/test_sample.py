@@ -99,12 +99,13 @@ def check_against_cpu(device: Device, vocab: int, num_rows: int, seed: int = 0) 
 def mutation_case(device: Device) -> None:
     """A small complete check, for those who break the kernel on purpose."""
     check_against_cpu(device, 300, 40)
+    check_against_cpu(device, 2000, 10)
     check_against_cpu(device, WIDE_FROM + 900, 6, seed=1)
     check_flat(device)
     check_failures(device)
 
 
-@pytest.mark.parametrize(("vocab", "num_rows"), [(17, 60), (300, 60), (WIDE_FROM + 900, 12)])
+@pytest.mark.parametrize(("vocab", "num_rows"), [(17, 60), (300, 60), (2000, 20), (WIDE_FROM + 900, 12)])
 def test_the_tokens_are_the_cpu_samplers(device: Device, vocab: int, num_rows: int) -> None:
     assert check_against_cpu(device, vocab, num_rows) > num_rows / 2
 
@@ -123,23 +124,30 @@ def test_the_largest_vocabulary_fits(emulator: EmulatedDevice) -> None:
 
 
 def check_flat(device: Device) -> None:
-    """Hold nearly flat laws, of which more is left than the list takes, to the reference."""
+    """Hold nearly flat laws to the reference: more is left, or left by the first levels, than the list takes."""
     vocab = 2 * WIDE_FROM + 77
-    row = randn(1, vocab, seed=3) * 0.01
-    row[0, 5] = -INF
-    params = [
-        params_of(seed=seed, **fields)
-        for seed, fields in enumerate(
-            [{"top_k": 6000}, {"top_p": 0.9}, {"top_k": 7000, "top_p": 0.8, "min_p": 0.985}, {"top_k": 10**6}]
-        )
+    narrow = randn(vocab, seed=3) * 0.01
+    narrow[5] = -INF
+    steps = torch.randint(200, (vocab,), generator=torch.Generator().manual_seed(4)) * 2.0**-23
+    cases: list[tuple[Tensor, dict[str, float]]] = [
+        (narrow, {"top_k": 6000}),
+        (narrow, {"top_p": 0.9}),
+        (narrow, {"top_k": 7000, "top_p": 0.8, "min_p": 0.985}),
+        (narrow, {"top_k": 10**6}),
+        (narrow, {"top_k": 3000}),
+        (narrow, {"top_p": 0.4}),
+        (steps, {"top_k": 3000}),
+        (steps, {"top_p": 0.3}),
     ]
-    logits = row.expand(len(params), -1)
+    params = [params_of(seed=seed, **fields) for seed, (_, fields) in enumerate(cases)]
+    logits = torch.stack([row for row, _ in cases])
     tokens, _ = draw(device, logits, draws_of(device, params, [9] * len(params)))
-    for token, wanted in zip(tokens.tolist(), params, strict=True):
-        law = law_reference(row[0], wanted.top_k, wanted.top_p, wanted.min_p)
+    for token, row, wanted in zip(tokens.tolist(), logits, params, strict=True):
+        law = law_reference(row, wanted.top_k, wanted.top_p, wanted.min_p)
         lowest, highest = draw_reference(law, uniform_of(wanted, 9) + np.array([-HAIR, HAIR])).tolist()
 
         assert lowest <= token <= highest
+        assert law[token] > 0
 
 
 def test_a_flat_law_over_a_large_vocabulary_is_cut_where_it_should(device: Device) -> None:
