@@ -32,20 +32,9 @@ struct E4m3Table {
 
 }  // namespace
 
-float element(WgmmaKind kind, const void* at) {
+float element_e4m3(u8 bits) {
   static const E4m3Table table;
-  if (kind == E4M3) return table.value[*static_cast<const u8*>(at)];
-  u16 bits;
-  memcpy(&bits, at, sizeof bits);
-  if (kind == F16) {
-    f16 number;
-    memcpy(&number, &bits, sizeof number);
-    return __half2float(number);
-  }
-  u32 wide = u32(bits) << 16;
-  float number;
-  memcpy(&number, &wide, sizeof number);
-  return number;
+  return table.value[bits];
 }
 
 // ---- ldmatrix, stmatrix --------------------------------------------------------------------------------------------------------------

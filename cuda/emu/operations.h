@@ -1,5 +1,7 @@
 // The emulator's side of each instruction: what the names in ptx_names.h and cuda_names.h call.
 #pragma once
+#include <cstring>
+
 #include "machine.h"
 
 namespace emu {
@@ -46,7 +48,21 @@ void product_commit();
 void product_wait(u64 newest);
 void product(WgmmaKind kind, int columns, float* d, const u32* a_registers, u64 a, u64 b, bool transposed_b, int scale_d);
 
-// numbers.cpp: elements of registers and of memory, as floats
-float element(WgmmaKind kind, const void* at);
+// An element of a register or of memory, as a float.
+float element_e4m3(u8 bits);
+inline float element(WgmmaKind kind, const void* at) {
+  if (kind == E4M3) return element_e4m3(*static_cast<const u8*>(at));
+  u16 bits;
+  memcpy(&bits, at, sizeof bits);
+  if (kind == F16) {
+    f16 number;
+    memcpy(&number, &bits, sizeof number);
+    return __half2float(number);
+  }
+  u32 wide = u32(bits) << 16;
+  float number;
+  memcpy(&number, &wide, sizeof number);
+  return number;
+}
 
 }  // namespace emu

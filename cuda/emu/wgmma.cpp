@@ -71,11 +71,26 @@ static const u8* chunk(SharedMemory& shared, u32 address) {
   return at;
 }
 
+// The numbers of 16 bytes; how many there are.
+static int convert(WgmmaKind kind, const u8* from, float* to) {
+  switch (kind) {
+    case BF16:
+      for (int e = 0; e < 8; e++) to[e] = element(BF16, from + 2 * e);
+      return 8;
+    case F16:
+      for (int e = 0; e < 8; e++) to[e] = element(F16, from + 2 * e);
+      return 8;
+    default:
+      for (int e = 0; e < 16; e++) to[e] = element(E4M3, from + e);
+      return 16;
+  }
+}
+
 static int k_extent(WgmmaKind kind) { return kind == E4M3 ? 32 : 16; }
 static int element_bytes(WgmmaKind kind) { return kind == E4M3 ? 1 : 2; }
 
 static void gather_a(Tile& tile, const Product& product, Warp& warp) {
-  int bytes = element_bytes(product.kind), in_chunk = 16 / bytes, in_register = 4 / bytes;
+  int bytes = element_bytes(product.kind), in_register = 4 / bytes;
   if (product.a_in_registers) {
     for (int lane = 0; lane < 32; lane++) {
       int g = lane / 4, t = lane % 4;
@@ -92,28 +107,25 @@ static void gather_a(Tile& tile, const Product& product, Warp& warp) {
   for (int row = 0; row < 16; row++) {
     for (int half = 0; half < 2; half++) {
       const u8* from = chunk(warp.block->shared, a.along_k(16 * (warp.number % 4) + row, 16 * half));
-      for (int e = 0; e < in_chunk; e++) tile.a[row][half * in_chunk + e] = element(product.kind, from + e * bytes);
+      convert(product.kind, from, &tile.a[row][half * k_extent(product.kind) / 2]);
     }
   }
 }
 
 static void gather_b(Tile& tile, const Product& product, Warp& warp) {
-  int bytes = element_bytes(product.kind), in_chunk = 16 / bytes;
   SharedMemory& shared = warp.block->shared;
   Descriptor b(product.b);
   if (product.transposed_b) {
     for (int k = 0; k < k_extent(product.kind); k++) {
-      for (int n = 0; n < product.columns; n += in_chunk) {
-        const u8* from = chunk(shared, b.along_mn(k, n * bytes));
-        for (int e = 0; e < in_chunk; e++) tile.b[k][n + e] = element(product.kind, from + e * bytes);
-      }
+      for (int n = 0; n < product.columns;) n += convert(product.kind, chunk(shared, b.along_mn(k, 2 * n)), &tile.b[k][n]);
     }
     return;
   }
   for (int n = 0; n < product.columns; n++) {
     for (int half = 0; half < 2; half++) {
-      const u8* from = chunk(shared, b.along_k(n, 16 * half));
-      for (int e = 0; e < in_chunk; e++) tile.b[half * in_chunk + e][n] = element(product.kind, from + e * bytes);
+      float numbers[16];
+      int count = convert(product.kind, chunk(shared, b.along_k(n, 16 * half)), numbers);
+      for (int e = 0; e < count; e++) tile.b[half * count + e][n] = numbers[e];
     }
   }
 }
@@ -123,10 +135,12 @@ static void compute(const Product& product, Warp& warp) {
   gather_a(tile, product, warp);
   gather_b(tile, product, warp);
   for (int row = 0; row < 16; row++) {
-    for (int n = 0; n < product.columns; n++) tile.sum[row][n] = 0;
-    for (int k = 0; k < k_extent(product.kind); k++) {
-      float a = tile.a[row][k];
-      for (int n = 0; n < product.columns; n++) tile.sum[row][n] += a * tile.b[k][n];
+    for (int first = 0; first < product.columns; first += 8) {
+      float sum[8] = {};
+      for (int k = 0; k < k_extent(product.kind); k++) {
+        for (int n = 0; n < 8; n++) sum[n] += tile.a[row][k] * tile.b[k][first + n];
+      }
+      memcpy(&tile.sum[row][first], sum, sizeof sum);
     }
   }
   for (int lane = 0; lane < 32; lane++) {
