@@ -6,24 +6,35 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
+from gateway.configuration.config import EngineModel
 from gateway.http.exchange import Exchange
 from gateway.http.limits import ServerLimits
 from gateway.telemetry.record import Ending
+from gateway.upstreams.engine import EngineUpstream
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.rig.plain_client import PlainClient
 from tests.rig.upstream import Upstream, eventually, scripted_upstream
+from tests.tiny_model import tiny_model_dir
 
 CHAT = "/v1/chat/completions"
 ASKED = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
 BODY = json.dumps(ASKED).encode()
-HEAD = b"POST %b HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n" % CHAT.encode()
-HEAD += b"content-length: %d\r\n\r\n" % len(BODY)
 EVENT = 'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n' % ("x" * 1000)
 MUCH = {"pieces": [*([EVENT * 30] * 40), "data: [DONE]\n\n"]}  # 1.3 MB
 FOREVER_S, NEVER_S = 3600.0, 1.0
+
+
+def head(body: bytes) -> bytes:
+    """Lay out the head of a request for a chat."""
+    fields = b"host: h\r\ncontent-type: application/json\r\ncontent-length: %d" % len(body)
+    return b"POST %b HTTP/1.1\r\n%b\r\n\r\n" % (CHAT.encode(), fields)
+
+
+HEAD = head(BODY)
 
 
 @asynccontextmanager
@@ -98,6 +109,32 @@ async def test_callers_that_do_not_read_hold_little_and_are_cut_off_and_others_n
     assert most <= 3 * limits.write_buffer_bytes
     assert good == 200
     assert (endings.count(Ending.LEFT), endings.count(Ending.OK)) == (200, 200)
+
+
+@pytest.mark.fault_row(26)
+@pytest.mark.parametrize("defended", [True, False])
+async def test_callers_of_an_engine_that_do_not_read_are_cut_off_and_hold_no_block(
+    defended: bool, tmp_path: Path
+) -> None:
+    """The engine runs ahead of them by what `max_tokens` granted, and no further. Without the stall clock they stay."""
+    directory = tiny_model_dir(tmp_path / "tiny", hidden_size=32, num_layers=1, max_positions=4096)
+    engine = await EngineUpstream.open("m", EngineModel(path=str(directory), threads=1, num_blocks=600), directory)
+    served = model("m", engine, encoder=engine.prompts, max_context=engine.max_context)
+    asked = json.dumps(ASKED | {"max_tokens": 1_500, "ignore_eos": True}).encode()
+    async with running(served, limits=ServerLimits(stall_s=0.5 if defended else FOREVER_S)) as gateway:
+        deaf = [await connect(gateway, head(asked) + asked) for _ in range(5)]
+        await eventually(lambda: engine.stats()["generated_tokens"] > 0)
+        if defended:
+            await eventually(lambda: gateway.server.connections == 0, 30)
+        await eventually(lambda: not engine._engine.has_work, 60)
+        await asyncio.sleep(0.1 if defended else NEVER_S)
+        stats, stayed = engine.stats(), gateway.server.connections
+        endings = [record.ending for record in gateway.records]
+        for each in deaf:
+            each.close()
+
+    assert stats["free_blocks"] + stats["cached_blocks"] == stats["total_blocks"]
+    assert (stayed == 0 and endings == [Ending.LEFT] * 5) is defended
 
 
 @pytest.mark.fault_row(26, removed=True)
