@@ -27,7 +27,15 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class CudaRunner:
     """A `Runner` on a `Device`. Owns the weights and the KV pool; one thread at a time may call `run`."""
 
-    def __init__(self, device: Device, model: DeviceDecoder, *, num_blocks: int, max_sequences: int = 128) -> None:
+    def __init__(
+        self,
+        device: Device,
+        model: DeviceDecoder,
+        *,
+        num_blocks: int,
+        max_sequences: int = 128,
+        deterministic: bool = False,
+    ) -> None:
         config = model.config
         self.num_blocks = num_blocks
         self.block_size = BLOCK_SIZE
@@ -35,7 +43,9 @@ class CudaRunner:
         self.vocab_size = config.vocab_size
         self._device = device
         self._model = model
-        self._pools = DevicePools(device, config, model.dtype, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+        self._pools = DevicePools(
+            device, config, model.dtype, num_blocks=num_blocks, block_size=BLOCK_SIZE, deterministic=deterministic
+        )
         self._graphs = DecodeGraphs(device, model, self._pools, max_sequences)
         self._sampler = DeviceSampler(device)
 
@@ -97,11 +107,13 @@ def load_cuda_runner(
     max_model_len: int | None = None,
     max_batch_tokens: int = 512,
     max_sequences: int = 128,
+    deterministic: bool = False,
 ) -> CudaRunner:
     """Load a Hugging Face directory. `dtype` is auto (the checkpoint's), bfloat16 or float16. Raises `ModelError`.
 
     `max_model_len` can shorten the model's context, not stretch it. Without `num_blocks` the KV pool takes what memory
     a GPU has left beside a step of `max_batch_tokens` for `max_sequences`, which is run once to see.
+    `deterministic`: see `DevicePools`.
     """
     config = load_config(directory)
     chosen = DTYPES[choose_dtype(config, dtype)]
@@ -113,7 +125,7 @@ def load_cuda_runner(
     model = DeviceDecoder(device, config, weights, num_positions)
     if num_blocks is None:
         num_blocks = _measure(device, model, max_batch_tokens, max_sequences)
-    return CudaRunner(device, model, num_blocks=num_blocks, max_sequences=max_sequences)
+    return CudaRunner(device, model, num_blocks=num_blocks, max_sequences=max_sequences, deterministic=deterministic)
 
 
 def free_bytes(device: Device) -> int:

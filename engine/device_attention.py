@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.device import Device
 from engine.inputs import Ragged, StepInputs
 from engine.kernels.decode_plan import decode_plan
-from engine.kernels.paged_decode import DecodeWorkspace, decode_workspace, paged_decode
+from engine.kernels.paged_decode import DecodeLimits, DecodeWorkspace, decode_workspace, paged_decode
 from engine.kernels.paged_prefill import ROWS, paged_prefill
 from engine.kernels.paged_prefill_sm90 import ROWS as ROWS_SM90
 from engine.kernels.paged_prefill_sm90 import paged_prefill_sm90, prefill_pool_map
@@ -23,18 +23,33 @@ from engine.models.config import ModelConfig
 MAX_DECODE_TOKENS = 1
 """Rows of so many tokens, at most, are attended as decodes."""
 
+SPLIT_TOKENS = 1024
+"""Where the decodes' work is cut in deterministic mode: at its multiples, whoever else is in the batch."""
+
 
 class DevicePools:
-    """Every layer's blocks, `[num_blocks, 2, num_kv_heads, block_size, head_dim]`, and the decodes' workspaces."""
+    """Every layer's blocks, `[num_blocks, 2, num_kv_heads, block_size, head_dim]`, and the decodes' workspaces.
+
+    `deterministic`: the bits of a decode do not depend on its batch, for some balance among long ones.
+    """
 
     def __init__(
-        self, device: Device, config: ModelConfig, dtype: torch.dtype, *, num_blocks: int, block_size: int
+        self,
+        device: Device,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        *,
+        num_blocks: int,
+        block_size: int,
+        deterministic: bool = False,
     ) -> None:
         shape = (num_blocks, 2, config.num_kv_heads, block_size, config.head_dim)
         self.device = device
         self.config = config
         self.dtype = dtype
         self.block_size = block_size
+        self._split_tokens = SPLIT_TOKENS if deterministic else 0
+        self._max_kv_tokens = num_blocks * block_size
         self.layers = [device.empty(shape, dtype) for _ in range(config.num_layers)]
         self.maps = [prefill_pool_map(device, layer) for layer in self.layers] if device.arch in HOPPER else None
         self._workspaces: dict[tuple[int, int], DecodeWorkspace] = {}
@@ -45,8 +60,7 @@ class DevicePools:
         found = self._workspaces.get((window, most))
         if found is None:
             config = self.config
-            found = self._workspaces[window, most] = decode_workspace(
-                self.device,
+            limits = DecodeLimits(
                 num_heads=config.num_heads,
                 num_kv_heads=config.num_kv_heads,
                 head_dim=config.head_dim,
@@ -55,7 +69,10 @@ class DevicePools:
                 max_sequences=most,
                 max_q_len=MAX_DECODE_TOKENS,
                 window=window,
+                split_tokens=self._split_tokens,
+                max_kv_tokens=self._max_kv_tokens,
             )
+            found = self._workspaces[window, most] = decode_workspace(self.device, limits)
         return found
 
 

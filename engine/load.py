@@ -39,7 +39,8 @@ class LoadOptions:
     `device` is cpu, cuda, cuda:1 and so on, emulator (a GPU's kernels run on the CPU, for tests), or auto: a GPU where
     there is one. `num_blocks` (of 16 tokens) or `kv_bytes` bounds the KV pool; by default, on a CPU, a quarter of the
     free memory and at most a gigabyte, on a GPU what is left beside the weights and a step of `max_batch_tokens` for
-    `max_sequences`. `threads` are torch's, of the whole process.
+    `max_sequences`. `threads` are torch's, of the whole process. `deterministic`: on a GPU, attention's bits do not
+    depend on who else is in a step.
     """
 
     device: str = "auto"
@@ -50,6 +51,7 @@ class LoadOptions:
     threads: int | None = None
     max_batch_tokens: int = 512
     max_sequences: int = 128
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ def _on_device(directory: Path, options: LoadOptions, kind: str) -> _Opened:
         max_model_len=options.max_model_len,
         max_batch_tokens=options.max_batch_tokens,
         max_sequences=options.max_sequences,
+        deterministic=options.deterministic,
     )
     return _Opened(runner, b"cuda", dtype)
 

@@ -16,7 +16,7 @@ from bench.gpu.clock import Clock
 from bench.gpu.report import Figure, tell
 from engine.device import Device, open_device
 from engine.kernels.decode_plan import decode_plan
-from engine.kernels.paged_decode import decode_workspace, paged_decode
+from engine.kernels.paged_decode import DecodeLimits, decode_workspace, paged_decode
 from engine.kernels.paged_prefill import ROWS, paged_prefill
 from engine.kernels.paged_prefill_sm90 import ROWS as ROWS_SM90
 from engine.kernels.paged_prefill_sm90 import paged_prefill_sm90, prefill_pool_map
@@ -81,8 +81,7 @@ def decode(
     shuffled = torch.randperm(batch * blocks, generator=torch.Generator().manual_seed(1)).to(torch.int32)
     tables = device.upload(shuffled.view(batch, blocks))
     starts, lengths = integers(device, list(range(batch + 1))), integers(device, [context] * batch)
-    workspace = decode_workspace(
-        device,
+    limits = DecodeLimits(
         num_heads=HEADS,
         num_kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
@@ -90,6 +89,7 @@ def decode(
         kv_dtype=stored,
         max_sequences=batch,
     )
+    workspace = decode_workspace(device, limits)
     decode_plan(device, workspace.plan, starts, lengths)
     planned = clock.seconds(lambda: decode_plan(device, workspace.plan, starts, lengths))
     seconds = clock.seconds(

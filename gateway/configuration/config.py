@@ -82,6 +82,10 @@ class EngineModel(Schema, frozen=True):
     max_sequences: Annotated[Count, Meta(description="Answers that run at the same time.")] | None = None
     max_prefill_chunk: Annotated[Count, Meta(description="Tokens of one prompt computed in one step.")] | None = None
     max_waiting: Annotated[Count, Meta(description="Answers that may wait; one more is refused.")] | None = None
+    deterministic: Annotated[
+        bool,
+        Meta(description="On a GPU: attention gives the same bits whoever else is in a step; slower for long ones."),
+    ] = False
     prefix_cache: Annotated[bool, Meta(description="Whether prompts reuse the blocks of earlier ones.")] = True
     step_timeout_s: Annotated[
         Seconds,

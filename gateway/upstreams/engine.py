@@ -158,6 +158,7 @@ class EngineUpstream:
                 threads=settings.threads,
                 max_batch_tokens=config.max_batch_tokens,
                 max_sequences=config.max_sequences,
+                deterministic=settings.deterministic,
             )
             model = await asyncio.to_thread(load, directory or model_directory(settings.path), options)
         except EngineError as error:

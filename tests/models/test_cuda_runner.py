@@ -128,6 +128,14 @@ def test_an_abort_returns_its_blocks_and_disturbs_nobody(
     assert engine.stats.free_blocks == 64
 
 
+def test_in_deterministic_mode_the_tokens_are_the_same(
+    device: Device, prompts: list[tuple[int, ...]], expected: list[list[int]]
+) -> None:
+    engine = engine_over(load_cuda_runner(device, DEMO, num_blocks=64, deterministic=True))
+
+    assert answers_of(engine, prompts, GREEDY) == expected
+
+
 def test_drawn_tokens_are_the_same_again_whoever_stands_beside(device: Device, prompts: list[tuple[int, ...]]) -> None:
     runner = load_cuda_runner(device, DEMO, num_blocks=64)
     together = answers_of(engine_over(runner), prompts, DRAWN)
