@@ -50,7 +50,8 @@ class Instance:
     """What it is compiled for."""
 
     overlaps: bool = False
-    """May start before its predecessor in the stream has ended; the kernel calls `pdl_wait()` before it reads."""
+    """May start before its predecessor in the stream has ended: every block calls `pdl_wait()` first of all, also one
+    that has nothing to do, since who comes next trusts that what came before this kernel ended before it did."""
 
     def __post_init__(self) -> None:
         threads = self.block[0] * self.block[1] * self.block[2]

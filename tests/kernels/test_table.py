@@ -11,6 +11,7 @@ from engine.kernels.build import Target, targets
 from engine.kernels.compiler import Compiled, Compiler
 from engine.kernels.disk_cache import DiskCache
 from engine.kernels.registry import REGISTERS, SHARED_BYTES, Instance
+from engine.kernels.sources import Sources
 from engine.kernels.table import INSTANCES, MAX_INSTANCES
 
 # What may have a stack frame, a spill or a warning, by name and arch, and why. This list only shrinks: an entry that is
@@ -56,6 +57,17 @@ def test_a_block_of_an_instance_fits_into_a_multiprocessor(compiling: Compiling,
 
 def test_exceptions_speak_of_instances_that_there_are() -> None:
     assert EXCEPTIONS.keys() <= {(str(instance), arch) for instance, arch in targets(INSTANCES)}
+
+
+def test_whoever_may_start_before_its_predecessor_has_ended_waits_for_it() -> None:
+    sources = Sources()
+    careless = [
+        str(instance)
+        for instance in INSTANCES
+        if instance.overlaps != (b"pdl_wait();" in sources.find(instance.source).read_bytes())
+    ]
+
+    assert careless == []
 
 
 def test_the_table_stays_small() -> None:
