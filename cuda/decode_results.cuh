@@ -40,6 +40,14 @@ struct Results {
     *reinterpret_cast<uint2*>(out + out_row(item, row) * kHeadDim + column) = make_uint2(low, high);
   }
 
+  DEV void store_pair(const DecodeItem& item, int row, int column, float2 x) const {
+    if (item.num_slots > 1) {
+      *reinterpret_cast<float2*>(partial_out + partial_row(item.slot, row) * kHeadDim + column) = x;
+    } else {
+      *reinterpret_cast<u32*>(out + out_row(item, row) * kHeadDim + column) = bits_as<u32>(narrow(Pair<T>(), x.x, x.y));
+    }
+  }
+
   // `log_sum` to the base of 2.
   DEV void store_sum(const DecodeItem& item, int row, float log_sum) const {
     if (item.num_slots > 1) {
@@ -47,6 +55,15 @@ struct Results {
     } else if (log_sums) {
       log_sums[out_row(item, row)] = log_sum * kLn2;
     }
+  }
+
+  // One thread, behind a barrier that orders its block's partial results before it: how many items of the lane have
+  // ended before. The counter orders them before whoever counts later; a barrier, before that one's block.
+  DEV u32 count(const DecodeItem& item) const {
+    u32* counter = counters + static_cast<size_t>(item.first_slot) * num_kv_heads + blockIdx.x;
+    const u32 before = atom_add_acq_rel(counter, 1u);
+    if (before == static_cast<u32>(item.num_slots) - 1) *counter = 0;  // for the next launch
+    return before;
   }
 
   // Put the slots of a lane together, in the order of their tokens.

@@ -134,16 +134,10 @@ __global__ void __launch_bounds__(kWarps * 32, min_blocks(kHeadDim, kRowTiles, k
       }
     }
 
-    if (item.num_slots > 1) {
-      // The barrier above ordered the block's partial results before this thread's counting, the counter orders them
-      // before whoever counts later, and the barrier below before that block's threads.
-      u32* counter = counters + static_cast<size_t>(item.first_slot) * num_kv_heads + blockIdx.x;
-      if (threadIdx.x == 0) tickets[0] = atom_add_acq_rel(counter, 1u);
+    if (item.num_slots > 1) {  // the barrier above: every thread's part is there
+      if (threadIdx.x == 0) tickets[0] = results.count(item);
       __syncthreads();
-      if (tickets[0] == static_cast<u32>(item.num_slots) - 1) {
-        if (threadIdx.x == 0) *counter = 0;
-        results.merge(item, num_rows, kThreads);
-      }
+      if (tickets[0] == static_cast<u32>(item.num_slots) - 1) results.merge(item, num_rows, kThreads);
     }
   }
 }

@@ -32,14 +32,15 @@ class Choice:
     instance: Instance
     rows: int
     tile_tokens: int
+    static_bytes: int
+    """Shared memory that the instance does not ask for."""
+
     most_blocks: int
-    """That the registers of a multiprocessor have room for."""
+    """That the registers of a multiprocessor have room for, as the kernel's launch bounds say."""
 
     def blocks_per_multiprocessor(self, arch: str) -> int:
         """How many of its blocks are at work at once on a multiprocessor."""
-        warps = self.instance.block[0] // 32
-        static = 2 * 4 * warps * self.rows + 16  # maxima, sums and a ticket
-        a_block = -(-(self.instance.shared_bytes + static) // 128) * 128 + RESERVED_BYTES
+        a_block = -(-(self.instance.shared_bytes + self.static_bytes) // 128) * 128 + RESERVED_BYTES
         return max(1, min(self.most_blocks, MULTIPROCESSOR_BYTES[arch] // a_block))
 
 
@@ -61,7 +62,8 @@ def _choice(dtype: torch.dtype, stored: torch.dtype, head_dim: int, row_tiles: i
         ),
         rows=16 * row_tiles,
         tile_tokens=warps * slabs * SLAB,
-        most_blocks=2 if warps == 4 and (row_tiles == 2 or head_dim == 256) else 3,  # as in the kernel's launch bounds
+        static_bytes=2 * 4 * warps * 16 * row_tiles + 16,  # maxima, sums and a ticket
+        most_blocks=2 if warps == 4 and (row_tiles == 2 or head_dim == 256) else 3,
     )
 
 
@@ -78,75 +80,86 @@ _CHOICES = {
 INSTANCES = tuple(choice.instance for choice in _CHOICES.values())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodeWorkspace:
-    """A plan and where partial results lie until they are merged. One a window; layers use it one after the other."""
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """A model's attention, and the largest steps that a workspace has room for."""
 
-    plan: DecodePlan
-    choice: Choice
+    num_heads: int
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
     kv_dtype: torch.dtype
+    max_sequences: int
+    max_q_len: int = 1
+    """Query tokens of a sequence."""
+
+    window: int = 0
+    """Positions that a token sees, its own included; all where 0."""
+
+    split_tokens: int = 0
+    """Not 0: sequences are attended to in splits of so many tokens, and a sequence's bits do not depend on the batch.
+    0: the work is dealt as evenly as it goes."""
+
+    max_kv_tokens: int = 0
+    """All sequences' lengths together, where `split_tokens` is not 0. Beyond it splits grow."""
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.num_heads // self.num_kv_heads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeWorkspace:
+    """A plan, and where partial results lie until they are merged. One a window; layers use it one after the other."""
+
+    limits: DecodeLimits
+    choice: Choice
+    plan: DecodePlan
     partial_out: Tensor
     partial_sums: Tensor
     counters: Tensor
 
 
-def decode_workspace(
-    device: Device,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    kv_dtype: torch.dtype,
-    max_sequences: int,
-    max_q_len: int = 1,
-    window: int = 0,
-    split_tokens: int = 0,
-    max_kv_tokens: int = 0,
-) -> DecodeWorkspace:
-    """Allocate all that steps of at most `max_sequences`, of at most `max_q_len` query tokens each, will need.
+def decode_workspace(device: Device, limits: DecodeLimits) -> DecodeWorkspace:
+    """Allocate, once, all that steps within these limits will need. Raises `ShapeError`."""
+    head_dim, dtype, stored = limits.head_dim, limits.dtype, limits.kv_dtype
+    if (dtype, stored, head_dim, 1) not in _CHOICES:
+        expected = f"one of {HEAD_DIMS} of {HALVES}, stored alike or as {CODES}"
+        raise ShapeError("paged_decode", "head_dim", expected, f"{head_dim} of {dtype}, stored as {stored}")
+    tall = limits.group * limits.max_q_len > 16 and (dtype, stored, head_dim) in _TALL
+    return allocate(device, limits, _CHOICES[dtype, stored, head_dim, 2 if tall else 1])
 
-    With `split_tokens` the bits of a sequence do not depend on the batch: long ones are attended to in splits of so
-    many tokens, at most `max_kv_tokens` in a step (all sequences' lengths together; beyond that, splits grow). Without,
-    the work is dealt as evenly as it goes. Raises `ShapeError`.
-    """
-    if head_dim not in HEAD_DIMS or dtype not in HALVES or kv_dtype not in (dtype, *CODES):
-        got = f"{head_dim} of {dtype}, stored as {kv_dtype}"
-        raise ShapeError("paged_decode", "head_dim", f"one of {HEAD_DIMS} of {HALVES}, stored alike or as {CODES}", got)
-    if num_heads % num_kv_heads:
-        raise ShapeError("paged_decode", "num_heads", f"a multiple of {num_kv_heads}", str(num_heads))
-    group = num_heads // num_kv_heads
-    row_tiles = 2 if group * max_q_len > 16 and (dtype, kv_dtype, head_dim, 2) in _CHOICES else 1
-    choice = _CHOICES[dtype, kv_dtype, head_dim, row_tiles]
+
+def allocate(device: Device, limits: DecodeLimits, choice: Choice) -> DecodeWorkspace:
+    """Make a workspace for one instance."""
+    if limits.num_heads % limits.num_kv_heads:
+        raise ShapeError("paged_decode", "num_heads", f"a multiple of {limits.num_kv_heads}", str(limits.num_heads))
     blocks = device.num_multiprocessors * choice.blocks_per_multiprocessor(device.arch)
-    max_lanes_each = -(-group * max_q_len // choice.rows)
+    max_lanes_each = -(-limits.group * limits.max_q_len // choice.rows)
+    max_splits = 0
+    if limits.split_tokens:  # a sequence's: its length over theirs, and one more at each end
+        max_splits = max_lanes_each * (limits.max_kv_tokens // limits.split_tokens + limits.max_sequences)
     plan = make_decode_plan(
         device,
-        max_sequences=max_sequences,
-        max_tokens=max_sequences * max_q_len,
-        group=group,
+        max_sequences=limits.max_sequences,
+        max_tokens=limits.max_sequences * limits.max_q_len,
+        group=limits.group,
         rows_per_item=choice.rows,
         tile_tokens=choice.tile_tokens,
-        num_parts=max(1, blocks // num_kv_heads),
-        window=window,
-        split_tokens=split_tokens,
-        # A sequence's splits: its length over theirs, and one more at each end.
-        max_splits=max_lanes_each * (max_kv_tokens // split_tokens + max_sequences) if split_tokens else 0,
+        num_parts=max(1, blocks // limits.num_kv_heads),
+        window=limits.window,
+        split_tokens=limits.split_tokens,
+        max_splits=max_splits,
     )
-    num_slots = plan.items.shape[0] if split_tokens else 2 * plan.num_parts
+    slots = (plan.items.shape[0] if limits.split_tokens else 2 * plan.num_parts, limits.num_kv_heads)
     return DecodeWorkspace(
-        plan=plan,
+        limits=limits,
         choice=choice,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        partial_out=device.empty((num_slots, num_kv_heads, choice.rows, head_dim), torch.float32),
-        partial_sums=device.empty((num_slots, num_kv_heads, choice.rows), torch.float32),
-        counters=device.zeros((num_slots, num_kv_heads), torch.int32),
+        plan=plan,
+        partial_out=device.empty((*slots, choice.rows, limits.head_dim), torch.float32),
+        partial_sums=device.empty((*slots, choice.rows), torch.float32),
+        counters=device.zeros(slots, torch.int32),
     )
 
 
@@ -173,26 +186,16 @@ def paged_decode(
     natural logarithm of the sum of exponentials; zeros and minus infinity for sequences of length 0. Tokens that belong
     to no sequence are left alone. Raises `ShapeError`.
     """
-    plan, kv_heads, head_dim = workspace.plan, workspace.num_kv_heads, workspace.head_dim
-    num_tokens, num_heads = out.shape[0], kv_heads * plan.group
-    check("paged_decode", "out", out, (num_tokens, num_heads, head_dim), workspace.dtype)
-    check("paged_decode", "qkv", qkv, (num_tokens, None, head_dim), workspace.dtype)
-    check("paged_decode", "pool", pool, (None, 2, kv_heads, None, head_dim), workspace.kv_dtype)
-    check("paged_decode", "block_tables", block_tables, (None, None), torch.int32)
-    if lse is not None:
-        check("paged_decode", "lse", lse, (num_tokens, num_heads), torch.float32)
-    if pool.shape[3] not in BLOCK_SIZES:
-        raise ShapeError("paged_decode", "pool", f"a block_size of {BLOCK_SIZES}", str(pool.shape[3]))
-    if qkv.shape[1] < num_heads:
-        raise ShapeError("paged_decode", "qkv", f"at least {num_heads} heads", str(qkv.shape[1]))
-    coded = workspace.kv_dtype in CODES
+    plan, limits = workspace.plan, workspace.limits
+    check_arguments("paged_decode", limits, out, qkv, pool, block_tables, lse)
+    coded = limits.kv_dtype in CODES
     if coded != (kv_scales is not None):
         raise ShapeError("paged_decode", "kv_scales", "a tensor" if coded else "None", "the other")
     if kv_scales is not None:
         check("paged_decode", "kv_scales", kv_scales, tuple(pool.shape[:4]), torch.float32)
     device.launch(
         workspace.choice.instance,
-        (kv_heads, plan.num_parts, 1),
+        (limits.num_kv_heads, plan.num_parts, 1),
         out.data_ptr(),
         0 if lse is None else lse.data_ptr(),
         qkv.data_ptr(),
@@ -204,14 +207,37 @@ def paged_decode(
         workspace.partial_out.data_ptr(),
         workspace.partial_sums.data_ptr(),
         workspace.counters.data_ptr(),
-        num_heads,
-        kv_heads,
+        limits.num_heads,
+        limits.num_kv_heads,
         qkv.stride(0),
         pool.shape[3].bit_length() - 1,
         block_tables.shape[1],
-        plan.window,
+        limits.window,
         scale,
     )
+
+
+def check_arguments(
+    kernel: str,
+    limits: DecodeLimits,
+    out: Tensor,
+    qkv: Tensor,
+    pool: Tensor,
+    block_tables: Tensor,
+    lse: Tensor | None,
+) -> None:
+    """Hold what both decode kernels take to its shapes. Raises `ShapeError`."""
+    num_tokens = out.shape[0]
+    check(kernel, "out", out, (num_tokens, limits.num_heads, limits.head_dim), limits.dtype)
+    check(kernel, "qkv", qkv, (num_tokens, None, limits.head_dim), limits.dtype)
+    check(kernel, "pool", pool, (None, 2, limits.num_kv_heads, None, limits.head_dim), limits.kv_dtype)
+    check(kernel, "block_tables", block_tables, (None, None), torch.int32)
+    if lse is not None:
+        check(kernel, "lse", lse, (num_tokens, limits.num_heads), torch.float32)
+    if pool.shape[3] not in BLOCK_SIZES:
+        raise ShapeError(kernel, "pool", f"a block_size of {BLOCK_SIZES}", str(pool.shape[3]))
+    if qkv.shape[1] < limits.num_heads:
+        raise ShapeError(kernel, "qkv", f"at least {limits.num_heads} heads", str(qkv.shape[1]))
 
 
 def paged_decode_reference(

@@ -1,6 +1,7 @@
 """Batches for the decode kernels: what is not to be read holds NaN or leads nowhere."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor
 from engine.device import Device
 from engine.kernels.decode_plan import decode_plan
 from engine.kernels.dtypes import LARGEST, dequantise_reference, quantise_reference
-from engine.kernels.paged_decode import DecodeWorkspace, decode_workspace, paged_decode, paged_decode_reference
+from engine.kernels.paged_decode import (
+    DecodeLimits,
+    DecodeWorkspace,
+    decode_workspace,
+    paged_decode,
+    paged_decode_reference,
+)
+from engine.kernels.paged_decode_sm90 import INSTANCES as SM90_INSTANCES
+from engine.kernels.paged_decode_sm90 import paged_decode_sm90
+from engine.kernels.paged_prefill_sm90 import prefill_pool_map
 from tests.kernels.closeness import assert_close_as_low_precision
 
 NOWHERE = 0x7FFFFFFF  # an entry of a block table that is not to be followed
@@ -132,10 +142,9 @@ class Laid:
         self._starts = device.upload(torch.tensor(self.query_starts, dtype=torch.int32))
         self._lengths = device.upload(torch.tensor([each.length for each in entries], dtype=torch.int32))
 
-    def workspace(self, split_tokens: int = 0, max_q_len: int = 0) -> DecodeWorkspace:
-        """Make room for this batch, or for one of more query tokens a sequence."""
-        return decode_workspace(
-            self.device,
+    def limits(self, split_tokens: int = 0, max_q_len: int = 0) -> DecodeLimits:
+        """Room for this batch, or for one of more query tokens a sequence."""
+        return DecodeLimits(
             num_heads=self.shape.num_heads,
             num_kv_heads=self.shape.num_kv_heads,
             head_dim=self.shape.head_dim,
@@ -149,22 +158,17 @@ class Laid:
         )
 
     def run(self, workspace: DecodeWorkspace | None = None) -> Answer:
-        """Plan and attend."""
-        workspace = workspace or self.workspace()
+        """Plan and attend, by the kernel whose workspace it is."""
+        workspace = workspace or decode_workspace(self.device, self.limits())
         out = self.device.empty((self.query_starts[-1], self.shape.num_heads, self.shape.head_dim), self.shape.dtype)
         lse = self.device.empty((self.query_starts[-1], self.shape.num_heads), torch.float32)
         decode_plan(self.device, workspace.plan, self._starts, self._lengths)
-        paged_decode(
-            self.device,
-            workspace,
-            out,
-            self.qkv,
-            self.pool,
-            self.tables,
-            scale=self.shape.scale,
-            kv_scales=self.kv_scales,
-            lse=lse,
-        )
+        given, options = (self.device, workspace, out, self.qkv, self.pool), {"scale": self.shape.scale, "lse": lse}
+        if workspace.choice.instance in SM90_INSTANCES:
+            pool_map = prefill_pool_map(self.device, self.pool)
+            paged_decode_sm90(*given, pool_map, self.tables, **options)
+        else:
+            paged_decode(*given, self.tables, kv_scales=self.kv_scales, **options)
         self.device.synchronize()
         return Answer(out.cpu(), lse.cpu())
 
@@ -191,10 +195,16 @@ class Laid:
         torch.testing.assert_close(answer.lse.double(), log_sums, rtol=LOG_SUM_TOLERANCE, atol=LOG_SUM_TOLERANCE)
 
 
-def check(device: Device, shape: Shape, entries: list[Entry], split_tokens: int = 0) -> None:
+def check(
+    device: Device,
+    shape: Shape,
+    entries: list[Entry],
+    split_tokens: int = 0,
+    make: Callable[[Device, DecodeLimits], DecodeWorkspace] = decode_workspace,
+) -> None:
     """Attend twice in the same workspace, and compare with the reference and with itself."""
     batch = Laid(device, shape, entries)
-    workspace = batch.workspace(split_tokens)
+    workspace = make(device, batch.limits(split_tokens))
     answer, again = batch.run(workspace), batch.run(workspace)
     batch.assert_right(answer)
 

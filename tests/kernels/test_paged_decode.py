@@ -93,7 +93,7 @@ def test_many_splits_are_merged(emulator_library: Emulator) -> None:
     shape = Shape(head_dim=64, group=4, num_kv_heads=1)
     device = EmulatedDevice(emulator_library, Mode(), num_multiprocessors=12)
     batch = Laid(device, shape, [entry(shape, 4000, 5), entry(shape, 1000, 1)])
-    workspace = batch.workspace()
+    workspace = decode_workspace(batch.device, batch.limits())
     batch.assert_right(batch.run(workspace))
 
     assert workspace.plan.items[:, 9].max() > 8
@@ -117,9 +117,9 @@ def test_with_fixed_splits_company_leaves_no_trace(device: Device, stored: torch
     ours = entry(shape, 700, 1)
     alone = Laid(device, shape, [ours])
     crowd = Laid(device, shape, [entry(shape, 300, 1, seed=1), entry(shape, 0), ours, entry(shape, 90, 1, seed=2)])
-    expected = alone.of(alone.run(alone.workspace(split_tokens=256)), 0)
+    expected = alone.of(alone.run(decode_workspace(alone.device, alone.limits(split_tokens=256))), 0)
 
-    assert torch.equal(crowd.of(crowd.run(crowd.workspace(split_tokens=256)), 2), expected)
+    assert torch.equal(crowd.of(crowd.run(decode_workspace(crowd.device, crowd.limits(split_tokens=256))), 2), expected)
 
 
 @pytest.mark.parametrize("window", [0, 200])
@@ -131,20 +131,22 @@ def test_with_fixed_splits_drafted_tokens_leave_no_trace(
     shape = Shape(head_dim=128, num_kv_heads=1, stored=stored, window=window)
     whole = entry(shape, 521, 5)
     together = Laid(emulator, shape, [whole])
-    answer = together.of(together.run(together.workspace(split_tokens=128)), 0)
+    answer = together.of(together.run(decode_workspace(together.device, together.limits(split_tokens=128))), 0)
     for j in range(5):
         cut = 517 + j
         scales = None if whole.scales is None else whole.scales[:, :cut]
         shorter = Entry(whole.queries[j : j + 1], whole.stored[:, :cut], scales)
         alone = Laid(emulator, shape, [shorter])
 
-        assert torch.equal(alone.of(alone.run(alone.workspace(split_tokens=128)), 0)[0], answer[j])
+        assert torch.equal(
+            alone.of(alone.run(decode_workspace(alone.device, alone.limits(split_tokens=128))), 0)[0], answer[j]
+        )
 
 
 def test_room_for_more_query_tokens_changes_nothing(emulator: EmulatedDevice) -> None:
     shape = Shape(head_dim=64, num_kv_heads=2, group=4)
     batch = Laid(emulator, shape, [entry(shape, 300, 1), entry(shape, 77, 3)])
-    narrow, wide = (batch.workspace(split_tokens=128, max_q_len=q_len) for q_len in (3, 8))
+    narrow, wide = (decode_workspace(batch.device, batch.limits(split_tokens=128, max_q_len=q_len)) for q_len in (3, 8))
 
     assert narrow.choice is not wide.choice
     assert torch.equal(batch.run(narrow).out.view(torch.int16), batch.run(wide).out.view(torch.int16))
@@ -158,7 +160,7 @@ def test_what_belongs_to_no_sequence_is_left_alone(emulator: EmulatedDevice) -> 
     mixed = Laid(emulator, shape, batch.entries)
     queries = torch.cat([mixed.qkv, mixed.qkv[:1]])
     out = emulator.empty((4, shape.num_heads, shape.head_dim), shape.dtype)
-    workspace = mixed.workspace()
+    workspace = decode_workspace(mixed.device, mixed.limits())
     answer = mixed.run(workspace)
     paged_decode(emulator, workspace, out, emulator.upload(queries), mixed.pool, mixed.tables, scale=shape.scale)
 
@@ -177,7 +179,7 @@ def test_it_fills_the_card() -> None:
 def test_what_does_not_fit_is_refused(emulator: EmulatedDevice) -> None:
     shape = Shape()
     batch = Laid(emulator, shape, [entry(shape, 20)])
-    workspace = batch.workspace()
+    workspace = decode_workspace(batch.device, batch.limits())
     out = emulator.empty((1, shape.num_heads, shape.head_dim), shape.dtype)
     with pytest.raises(ShapeError, match="pool"):
         paged_decode(emulator, workspace, out, batch.qkv, batch.pool[:, :, :1], batch.tables, scale=1.0)
@@ -188,12 +190,4 @@ def test_what_does_not_fit_is_refused(emulator: EmulatedDevice) -> None:
             emulator, workspace, out, batch.qkv, batch.pool, batch.tables, scale=1.0, kv_scales=batch.pool.float()
         )
     with pytest.raises(ShapeError, match="head_dim"):
-        decode_workspace(
-            emulator,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=80,
-            dtype=torch.bfloat16,
-            kv_dtype=torch.bfloat16,
-            max_sequences=1,
-        )
+        decode_workspace(emulator, dataclasses.replace(batch.limits(), head_dim=80))
