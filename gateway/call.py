@@ -127,7 +127,7 @@ class Event(msgspec.Struct):
     From an HTTP upstream whose protocol is the caller's, `raw` holds bytes to forward as they are, parsed only when
     somebody asks. From the engine, `index` names the choice, `token_ids` and `text` what it gained, `finish` its end;
     `usage` comes with the last event of all. `limit` is on an event with `finish` where a quota ended the choice, and
-    names the limit.
+    names the limit. After raw bytes that are the `last` nothing more is owed to the caller.
     """
 
     raw: bytes | None = None
@@ -138,6 +138,7 @@ class Event(msgspec.Struct):
     finish: FinishReason | None = None
     usage: Usage | None = None
     limit: str | None = None
+    last: bool = False
 
 
 class Events(Protocol):
@@ -318,6 +319,7 @@ class Call:
     route: tuple["Upstream", ...] = field(init=False, default=())  # choose
     attempts: list[Attempt] = field(init=False, default_factory=list)  # dispatch
     sent_bytes: int = field(init=False, default=0)  # the edge
+    told: bool = field(init=False, default=False)  # the edge: the whole answer has gone out
 
 
 Handler = Callable[[Call], Awaitable[Reply]]

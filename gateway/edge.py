@@ -88,6 +88,7 @@ class CallEndpoint:
 
     def _respond(self, call: Call, reply: Reply, body: bytes, responder: Responder) -> None:
         call.sent_bytes = len(body)
+        call.told = True
         responder.respond(reply.status, answer_headers((JSON,), call.id, reply.headers), body)
 
     async def _stream(self, call: Call, reply: Reply, responder: Responder) -> None:
@@ -100,7 +101,9 @@ class CallEndpoint:
                     last = event.raw
                     call.sent_bytes += len(last)
                     write(last)
-                    if responder.congested:
+                    if event.last:  # the rest is between us and the upstream
+                        self._finish(call, responder)
+                    elif responder.congested:
                         await responder.drain()
                 elif event.finish is not None:  # one of ours, in the upstream's place
                     ending = ending or self._dialect.resume(call, last)
@@ -123,7 +126,12 @@ class CallEndpoint:
             data = encoder.end()
             call.sent_bytes += len(data)
             write(data)
-        responder.finish()
+        self._finish(call, responder)
+
+    def _finish(self, call: Call, responder: Responder) -> None:
+        if not call.told:
+            call.told = True
+            responder.finish()
 
     def _fail(self, visit: Visit, error: GatewayError) -> None:
         responder = visit.responder

@@ -27,8 +27,8 @@ class Tracked:
         self._task = task
 
     def end(self, error: GatewayError) -> bool:
-        """Have the call leave, and its caller told this; the first error counts. False where it is leaving anyway."""
-        if self.call.scope.leaving:
+        """Have the call leave, and its caller told this; the first error counts. False where it is over anyway."""
+        if self.call.told or self.call.scope.leaving:
             return False
         if self._ended is None:
             self._ended = error

@@ -51,8 +51,10 @@ class Record:
         """Report a call."""
         self._in_flight.in_flight -= 1
         request, attempts = call.request, call.attempts
-        if not (request.stream or call.sent_bytes):
-            status = status if error is None else 0  # a whole answer that failed while it was gathered was never sent
+        if call.told:
+            error = None if isinstance(error, asyncio.CancelledError) else error  # who has it all may leave
+        elif error is not None and not request.stream:
+            status = 0  # a whole answer that failed while it was gathered was never sent
         status, ending, label = judge(status, error, asked=bool(attempts))
         first_event_s = None
         for attempt in attempts:

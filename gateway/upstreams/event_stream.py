@@ -61,7 +61,7 @@ class EventStream:
             return None
         if self._plain and chunk == TERMINAL:
             self.done = True
-            return Event(raw=chunk)
+            return Event(raw=chunk, last=True)
         self._held += chunk
         return self._read(final=False)
 
@@ -81,7 +81,7 @@ class EventStream:
             return event
         self.done = True
         raw = event.raw if event is not None and event.raw else b""
-        return Event(raw=raw + TERMINAL, usage=event.usage if event is not None else None)
+        return Event(raw=raw + TERMINAL, usage=event.usage if event is not None else None, last=True)
 
     def _read(self, *, final: bool) -> Event | None:
         held = self._held
@@ -117,7 +117,7 @@ class EventStream:
                 kept.append(event)
         self._drop(begin)
         raw = b"".join(kept)
-        return Event(raw=raw, usage=usage) if raw or usage is not None else None
+        return Event(raw=raw, usage=usage, last=self.done) if raw or usage is not None else None
 
     def _boundaries(self, final: bool) -> Iterator[int]:
         """Give where events end. A CR at the very end may be half a CRLF, so what it ends is not over yet."""

@@ -12,6 +12,7 @@ from engine.load import LoadedModel, LoadOptions, load
 from gateway.call import Event
 from gateway.identity.keyring import ApiKey
 from gateway.telemetry.record import Ending
+from gateway.upstreams import http
 from gateway.upstreams.engine import EngineUpstream
 from tests.gateway.conftest import Gateway, http_upstream, model, running
 from tests.gateway.test_answers import PROMPTS
@@ -161,6 +162,26 @@ async def test_a_cancelled_call_closes_its_http_upstream(upstream: Upstream) -> 
 
     assert upstream.seen[0].ending == "left"
     assert b"request_cancelled" in end.body
+
+
+async def test_a_call_whose_caller_has_the_whole_answer_is_over(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "SETTLE_S", 60.0)
+    async with (
+        running(model("m", http_upstream(upstream.url))) as gateway,
+        PlainClient(gateway.port) as caller,
+        PlainClient(gateway.port) as client,
+    ):
+        answer = await caller.ask("POST", CHAT, asked(stream=True, script={"linger": True}), {"x-request-id": "late"})
+        ended = await cancel(client, "late")
+        for writer in upstream.connections:
+            writer.transport.abort()
+
+    assert (answer.status, ended.status) == (200, 404)
+    assert answer.body.endswith(b"data: [DONE]\n\n")
+    [record] = [record for record in gateway.records if record.id == "late"]
+    assert (record.status, record.ending) == (200, Ending.OK)
 
 
 async def test_foreign_and_unknown_ids_are_answered_alike_and_end_nothing() -> None:

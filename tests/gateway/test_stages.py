@@ -274,8 +274,9 @@ async def test_a_whole_answer_that_failed_while_it_was_gathered_was_never_a_succ
     assert (await recorded(call(), error)).status == status
 
     sent = call()
-    sent.sent_bytes = 2
-    assert (await recorded(sent, asyncio.CancelledError())).status == 200
+    sent.told = True
+    record = await recorded(sent, asyncio.CancelledError())
+    assert (record.status, record.ending) == (200, Ending.OK)
 
 
 async def test_refusals_have_their_own_status_and_those_who_left_have_499() -> None:
