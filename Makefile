@@ -1,6 +1,6 @@
 # One verb a task; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-launch bench-quotas gpu prove-admission prove-quotas prove-restart prove-resilience prove-soak kernels train-demo test-compose clean
+.PHONY: help serve test lint types format check bench-gateway bench-tokens bench-engine bench-launch bench-quotas gpu prove-admission prove-kernels prove-quotas prove-restart prove-resilience prove-soak kernels train-demo test-compose clean
 RUN := .venv/bin/python -m
 
 help: ## list the tasks
@@ -61,6 +61,10 @@ bench-quotas: ## what limits cost a request, and what callers wait while Redis f
 prove-admission: ## five times the load and a noisy neighbour over sockets, each beside a control
 	@deploy/install dev
 	$(RUN) pytest -s -m "slow or not slow" tests/gateway/test_admission_real.py
+
+prove-kernels: ## every kernel made wrong in every way that a rule knows, and found out by its own test (an hour)
+	@deploy/install dev
+	$(RUN) pytest -s -m "slow or not slow" tests/kernels/mutation
 
 prove-quotas: ## quotas in full: 100,000 simulated worlds, minutes of 200 callers, 200 killed gateways, a failing Redis
 	@deploy/install dev
