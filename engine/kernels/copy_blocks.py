@@ -36,10 +36,10 @@ def copy_blocks(device: Device, destinations: Tensor, sources: Tensor, pairs: Te
     from a multiple of 16 on. `pairs: [num_pairs, 2]` int32 (source block, destination block), the same in every layer;
     no destination is in another pair. Raises `ShapeError`.
     """
-    (num_layers,), num_pairs = sources.shape, pairs.shape[0]
-    check("copy_blocks", "sources", sources, (num_layers,), torch.int64)
+    check("copy_blocks", "sources", sources, (None,), torch.int64)
+    check("copy_blocks", "pairs", pairs, (None, 2), torch.int32)
+    num_layers, num_pairs = sources.shape[0], pairs.shape[0]
     check("copy_blocks", "destinations", destinations, (num_layers,), torch.int64)
-    check("copy_blocks", "pairs", pairs, (num_pairs, 2), torch.int32)
     block_vectors, rest = divmod(block_bytes, 16)
     if rest or not block_vectors:
         raise ShapeError("copy_blocks", "block_bytes", "a multiple of 16, not 0", str(block_bytes))

@@ -27,9 +27,9 @@ def embed(device: Device, out: Tensor, table: Tensor, ids: Tensor) -> None:
     `ids: [num_tokens]` int32; `table: [num_rows, hidden]` of any type, a row being a multiple of 16 bytes;
     `out: [num_tokens, hidden]` of the same type. Raises `ShapeError`.
     """
-    (num_tokens,), hidden = ids.shape, table.shape[1]
-    check("embed", "ids", ids, (num_tokens,), torch.int32)
-    check("embed", "table", table, (None, hidden), table.dtype)
+    check("embed", "ids", ids, (None,), torch.int32)
+    check("embed", "table", table, (None, None), table.dtype)
+    num_tokens, hidden = ids.shape[0], table.shape[1]
     check("embed", "out", out, (num_tokens, hidden), table.dtype)
     row_vectors, rest = divmod(hidden * table.element_size(), 16)
     if rest:

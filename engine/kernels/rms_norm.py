@@ -46,9 +46,9 @@ def rms_norm(
     shape and type and may be x; or FP8 e4m3, with one scale a row in `scales: [num_rows]` float32.
     Raises `ShapeError`.
     """
+    check("rms_norm", "x", x, (None, None), *HALVES)
     num_rows, hidden = x.shape
     quantises = scales is not None
-    check("rms_norm", "x", x, (num_rows, hidden), *HALVES)
     check("rms_norm", "weight", weight, (hidden,), x.dtype)
     check("rms_norm", "out", out, (num_rows, hidden), torch.float8_e4m3fn if quantises else x.dtype)
     if residual is not None:

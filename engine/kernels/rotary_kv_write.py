@@ -59,11 +59,11 @@ def rotary_kv_write(
     `paired`: dimensions that turn together are neighbours, as the decoder lays them out; else half a head apart.
     Raises `ShapeError`.
     """
+    check("rotary_kv_write", "qkv", qkv, (None, None, None), *HALVES)
     num_tokens, num_rows, head_dim = qkv.shape
-    num_blocks, _, num_kv_heads, block_size, _ = pool.shape
+    check("rotary_kv_write", "pool", pool, (None, 2, None, None, head_dim), qkv.dtype, *LARGEST)
+    _, _, num_kv_heads, block_size, _ = pool.shape
     num_heads = num_rows - 2 * num_kv_heads
-    check("rotary_kv_write", "qkv", qkv, (num_tokens, num_rows, head_dim), *HALVES)
-    check("rotary_kv_write", "pool", pool, (num_blocks, 2, num_kv_heads, block_size, head_dim), qkv.dtype, *LARGEST)
     check("rotary_kv_write", "rotations", rotations, (None, head_dim // 2, 2), torch.float32)
     check("rotary_kv_write", "positions", positions, (num_tokens,), torch.int32)
     check("rotary_kv_write", "slots", slots, (num_tokens,), torch.int32)

@@ -45,9 +45,9 @@ def silu_mul(device: Device, out: Tensor, gate_up: Tensor, *, scales: Tensor | N
     `out: [num_tokens, intermediate]` of that type, or FP8 e4m3 with one scale a row in `scales: [num_tokens]` float32.
     `intermediate` is a multiple of 8, with scales at most `MAX_QUANTISED`. Raises `ShapeError`.
     """
+    check("silu_mul", "out", out, (None, None), gate_up.dtype if scales is None else torch.float8_e4m3fn)
     num_tokens, intermediate = out.shape
     check("silu_mul", "gate_up", gate_up, (num_tokens, 2 * intermediate), *HALVES)
-    check("silu_mul", "out", out, (num_tokens, intermediate), gate_up.dtype if scales is None else torch.float8_e4m3fn)
     limit = MAX_QUANTISED if scales is not None else intermediate
     if intermediate % 8 or intermediate > limit:
         raise ShapeError("silu_mul", "out", f"rows of a multiple of 8, at most {limit}", str(intermediate))

@@ -153,3 +153,5 @@ def test_rows_that_do_not_fit_are_refused(emulator: EmulatedDevice, hidden: int)
 
     with pytest.raises(ShapeError, match=f"multiple of 8, at most {MAX_HIDDEN}, got {hidden}"):
         rms_norm(emulator, torch.empty_like(x), x, torch.zeros(hidden, dtype=torch.bfloat16), EPS)
+    with pytest.raises(ShapeError, match=r"x: expected \[any, any\]"):
+        rms_norm(emulator, x[0], x[0], x[0], EPS)
