@@ -41,7 +41,7 @@ def main() -> int:
     if sys.argv[1:] == [INSIDE]:
         _without_a_driver()
         return 0
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}; µs a launch, the median")
+    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}; µs of CPU a launch, the median")
     with TemporaryDirectory() as directory:
         build(Path(directory))
         command = [sys.executable, "-m", "bench.launch", INSIDE]
@@ -85,10 +85,10 @@ def _with_the_card() -> None:
 def _report(what: str, one: Callable[[], object], settle: Callable[[], None] = lambda: None) -> None:
     rounds = []
     for _ in range(ROUNDS):
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(LAUNCHES):
             one()
-        rounds.append((time.perf_counter() - started) / LAUNCHES * 1e6)
+        rounds.append((time.process_time() - started) / LAUNCHES * 1e6)
         settle()
     print(f"{statistics.median(rounds):6.2f}  {what}", flush=True)
 

@@ -23,13 +23,12 @@ ARCHS = {(8, 0): "sm_80", (8, 6): "sm_80", (8, 7): "sm_80", (8, 9): "sm_89", (9,
 
 
 class CudaDevice:
-    """A `Device`. Launch from the thread that made it, or from one where torch has this device as its current one."""
+    """A `Device`. One thread at a time launches, whichever it is."""
 
     def __init__(self, compiler: Compiler, index: int = 0, *, overlap: bool = True) -> None:
         if not torch.cuda.is_available():
             raise NoDevice("torch sees no CUDA device")
         torch.cuda.set_device(index)
-        torch.cuda.current_stream(index).synchronize()  # makes the context, and makes it current
         properties = torch.cuda.get_device_properties(index)
         self.name: str = properties.name
         self.arch = arch_of(properties.major, properties.minor, self.name)
@@ -38,7 +37,7 @@ class CudaDevice:
         self._index = index
         self._overlap = overlap
         self._compiler = compiler
-        self._driver = Driver()
+        self._driver = Driver(index)
         self._stream = torch._C._cuda_getCurrentRawStream
         self._launches: dict[Instance, Launch] = {}
         self._graph_memory: tuple[int, int] | None = None

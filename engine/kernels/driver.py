@@ -21,22 +21,30 @@ SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}
 L2_PROMOTION_256_BYTES = 3
 # Of a kernel that ran, and told at the next call, whatever that is: illegal address, time-out, and traps.
 LATE = frozenset((700, 702, *range(714, 720)))
+NO_CONTEXT = 201
 
 Launch = Callable[[tuple[int, int, int], int, tuple[Argument, ...]], None]
 
 
 class Driver:
-    """The driver of this process. The caller has made a context current, as torch does."""
+    """The driver of this process, for one device. Kernels run in its primary context, which is torch's too.
 
-    def __init__(self) -> None:
+    A thread has no context before something in it has asked for one, and torch asks late. So who launches in a thread
+    without one is given it, and nobody else pays for looking.
+    """
+
+    def __init__(self, index: int = 0) -> None:
         from cuda.bindings import driver
 
         self._driver = driver
         try:
             self._call("the driver", driver.cuInit, 0)
+            device = self._call("the driver", driver.cuDeviceGet, index)
+            self._context = self._call("the driver", driver.cuDevicePrimaryCtxRetain, device)
         except (RuntimeError, LaunchError) as error:  # the former is cuda-python's, where there is no libcuda
             raise NoDevice(str(error)) from error
         self._library = ctypes.CDLL(LIBRARY)
+        self._enter()
 
     def load(self, instance: Instance, cubin: bytes, lowered: str, *, overlap: bool = True) -> Launch:
         """Load a cubin; gives what launches its kernel: grid, stream and arguments.
@@ -56,17 +64,16 @@ class Driver:
 
     def _plain(self, instance: Instance, function: Any) -> Launch:
         arguments = ArgumentBlock(instance)
-        launch, stream_of, refuse = self._driver.cuLaunchKernel, self._driver.CUstream, self._refusal
+        launch, stream_of, mend = self._driver.cuLaunchKernel, self._driver.CUstream, self._mend
         pack, address = arguments.pack, arguments.address
-        (width, height, depth), shared_bytes = instance.block, instance.shared_bytes
+        tail = (*instance.block, instance.shared_bytes)
 
         def start(grid: tuple[int, int, int], stream: int, values: tuple[Argument, ...]) -> None:
             pack(values)
-            x, y, z = grid
-            stream_object = stream_of(stream)
-            status = launch(function, x, y, z, width, height, depth, shared_bytes, stream_object, address, 0)[0]
+            whole = (function, *grid, *tail, stream_of(stream), address, 0)
+            status = launch(*whole)[0]
             if status:
-                raise refuse(instance, grid, status)
+                mend(instance, grid, status, lambda: launch(*whole)[0])
 
         return start
 
@@ -80,7 +87,7 @@ class Driver:
         config.blockDimX, config.blockDimY, config.blockDimZ = instance.block
         config.sharedMemBytes = instance.shared_bytes
         config.attrs, config.numAttrs = [attribute], 1
-        launch, stream_of, refuse = driver.cuLaunchKernelEx, driver.CUstream, self._refusal
+        launch, stream_of, mend = driver.cuLaunchKernelEx, driver.CUstream, self._mend
         pack, address = arguments.pack, arguments.address
 
         def start(grid: tuple[int, int, int], stream: int, values: tuple[Argument, ...]) -> None:
@@ -89,7 +96,7 @@ class Driver:
             config.hStream = stream_of(stream)
             status = launch(config, function, address, 0)[0]
             if status:
-                raise refuse(instance, grid, status)
+                mend(instance, grid, status, lambda: launch(config, function, address, 0)[0])
 
         return start
 
@@ -126,15 +133,23 @@ class Driver:
             raise LaunchError(name, f"{function.__name__}: {self._described(status)}")
         return results[0] if results else None
 
-    def _refusal(self, instance: Instance, grid: tuple[int, int, int], status: int) -> LaunchError:
-        late = ", in this kernel or one that was launched before" if status in LATE else ""
-        return LaunchError(
-            str(instance),
-            f"{self._described(status)}{late}",
-            grid=grid,
-            block=instance.block,
-            shared_bytes=instance.shared_bytes,
-        )
+    def _enter(self) -> None:
+        self._call("the driver", self._driver.cuCtxSetCurrent, self._context)
+
+    def _mend(self, instance: Instance, grid: tuple[int, int, int], status: int, launch: Callable[[], int]) -> None:
+        """Launch again in a thread that had no context. Raises `LaunchError` for all else."""
+        if status == NO_CONTEXT:
+            self._enter()
+            status = launch()
+        if status:
+            late = ", in this kernel or one that was launched before" if status in LATE else ""
+            raise LaunchError(
+                str(instance),
+                f"{self._described(status)}{late}",
+                grid=grid,
+                block=instance.block,
+                shared_bytes=instance.shared_bytes,
+            )
 
     def _described(self, status: int) -> str:
         code = self._driver.CUresult(status)

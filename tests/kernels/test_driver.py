@@ -11,12 +11,12 @@ from tests.rig.stub_driver import LIBRARY, build, stubbed
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = """
-import json, sys
+import json, sys, threading
 from engine.errors import DeviceError
 from engine.kernels.driver import Driver
 from engine.kernels.registry import Instance
 from engine.kernels.tensor_map import Geometry
-driver = Driver()
+driver = Driver(3)
 def instance(**given):
     return Instance("a.cu", "a<1>", "PifT", (64, 2, 1), **given)
 """
@@ -44,7 +44,11 @@ def asked(library: Path, tmp_path: Path, script: str) -> tuple[list[str], list[s
 
     assert done.returncode == 0, done.stderr
 
-    return log.read_text().splitlines(), done.stdout.splitlines()
+    first, *calls = log.read_text().splitlines()
+
+    assert first == "context 103"
+
+    return calls, done.stdout.splitlines()
 
 
 def test_a_launch_passes_geometry_stream_and_arguments_as_they_are(library: Path, tmp_path: Path) -> None:
@@ -127,6 +131,51 @@ except DeviceError as error:
     )
 
     assert told == [failed, failed, "a.cu: a<1>: cuLibraryGetKernel: CUDA_ERROR_NOT_FOUND: named by its code"]
+
+
+def test_a_thread_without_a_context_is_given_the_devices_once(library: Path, tmp_path: Path) -> None:
+    calls, _ = asked(
+        library,
+        tmp_path,
+        """
+launches = [driver.load(instance(overlaps=overlaps), b"cubin", "_Z1a") for overlaps in (False, True)]
+def work():
+    for number in range(2):
+        launches[0]((number + 1, 1, 1), 7, (1, 2, 3.0, bytes(128)))
+def overlap():
+    launches[1]((3, 1, 1), 7, (1, 2, 3.0, bytes(128)))
+for target in (work, overlap):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+""",
+    )
+
+    assert [call.split(" block")[0] for call in calls if not call.startswith(("load", "kernel"))] == [
+        "context 103",
+        "launch grid 1 1 1",
+        "launch grid 2 1 1",
+        "launch attribute 6 = 1",
+        "context 103",
+        "launch attribute 6 = 1",
+        "launch grid 3 1 1",
+    ]
+
+
+def test_a_device_that_is_not_there_is_no_device(library: Path, tmp_path: Path) -> None:
+    _, told = asked(
+        library,
+        tmp_path,
+        """
+from engine.errors import NoDevice
+try:
+    Driver(9)
+except NoDevice as error:
+    print(error)
+""",
+    )
+
+    assert told == ["the driver: cuDeviceGet: CUDA_ERROR_INVALID_DEVICE: named by its code"]
 
 
 def test_a_tensor_map_is_encoded_on_aligned_memory(library: Path, tmp_path: Path) -> None:

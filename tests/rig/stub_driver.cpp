@@ -8,6 +8,8 @@
 
 namespace {
 
+thread_local bool context = false;
+
 FILE* log() {
   static FILE* file = getenv("STUB_DRIVER_LOG") ? fopen(getenv("STUB_DRIVER_LOG"), "w") : nullptr;
   return file;
@@ -26,6 +28,7 @@ int told(const char* format, Values... values) {
 int launched(const unsigned* grid, const unsigned* block, unsigned shared, const void* stream, void** arguments) {
   if (log() == nullptr) return 0;
   if (grid[0] == 666) return 700;  // CUDA_ERROR_ILLEGAL_ADDRESS
+  if (!context) return 201;        // CUDA_ERROR_INVALID_CONTEXT
   uint64_t pointer;
   int32_t integer;
   float real;
@@ -58,6 +61,21 @@ struct Config {
 
 extern "C" {
 int cuInit(unsigned) { return 0; }
+
+int cuDeviceGet(int* device, int index) {
+  *device = index;
+  return index < 8 ? 0 : 101;  // CUDA_ERROR_INVALID_DEVICE
+}
+
+int cuDevicePrimaryCtxRetain(void** made, int device) {
+  *made = reinterpret_cast<void*>(static_cast<size_t>(100 + device));
+  return 0;
+}
+
+int cuCtxSetCurrent(void* made) {
+  context = true;
+  return told("context %zu", reinterpret_cast<size_t>(made));
+}
 
 int cuLibraryLoadData(void** library, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
   *library = reinterpret_cast<void*>(1);
