@@ -11,7 +11,7 @@ from engine.errors import ShapeError
 from engine.kernels.registry import Instance
 from engine.kernels.shapes import check
 
-NARROW, WIDE = 128, 1024
+NARROW, WIDE = 64, 1024
 WIDE_FROM = 4096
 """From this vocabulary on a row has a block of 1024 threads."""
 

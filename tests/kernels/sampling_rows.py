@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence as Seq
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from engine.philox import uniforms
 from engine.sequence import Sequence
 
 
-def params_of(**fields: object) -> SamplingParams:
+def params_of(**chosen: object) -> SamplingParams:
     """Give parameters of which only these are set."""
-    return SamplingParams(max_tokens=10_000, **fields)  # type: ignore[arg-type]
+    return SamplingParams(max_tokens=10_000, **chosen)  # type: ignore[arg-type]
 
 
 def draws_of(
@@ -43,14 +44,24 @@ def draws_of(
 
 
 def draw(device: Device, logits: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Run `sample`; give tokens and errors, both -9 where nothing was written."""
+    """Run `sample` over rows of torch's own; give tokens and errors, both -9 where nothing was written."""
+    return draw_there(device, device.upload(logits), draws)
+
+
+def draw_there(device: Device, logits: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Run `sample` over rows in the device's memory."""
     tokens, errors = (device.upload(torch.full(logits.shape[:1], -9, dtype=torch.int32)) for _ in range(2))
-    on_device = (
-        logits if logits.device == tokens.device and logits.stride(0) != logits.shape[1] else device.upload(logits)
-    )
-    sample(device, tokens, errors, on_device, draws)
+    sample(device, tokens, errors, logits, draws)
     device.synchronize()
     return tokens.cpu(), errors.cpu()
+
+
+def places_of(device: Device, params: SamplingParams, number: int) -> Draws:
+    """Give columns for as many rows of these parameters at different places: 16 positions of each seed."""
+    places = torch.arange(number)
+    one = draws_of(device, [params], [1])
+    columns = {field.name: device.upload(getattr(one, field.name).repeat(number)) for field in fields(Draws)}
+    return Draws(**columns | {"seeds": device.upload(places // 16), "positions": device.upload(1 + places % 16)})
 
 
 def uniform_of(params: SamplingParams, position: int, choice: int = 0) -> float:

@@ -17,6 +17,7 @@ from engine.kernels.emulator import Emulator
 from engine.kernels.logits import logits_reference
 from engine.kernels.sample import (
     MAX_VOCAB,
+    NARROW,
     NOT_FINITE,
     NOTHING_ALLOWED,
     WIDE_FROM,
@@ -30,7 +31,7 @@ from engine.philox import uniforms
 from engine.sampler import Sampler
 from engine.sequence import Sequence
 from tests.kernels.chi_square import counted, excess_over_independence, excess_over_law
-from tests.kernels.sampling_rows import draw, draws_of, params_of, uniform_of
+from tests.kernels.sampling_rows import draw, draw_there, draws_of, params_of, places_of, uniform_of
 
 INF = float("inf")
 HAIR = 2e-6  # what rounding may move a border of a law by
@@ -259,7 +260,7 @@ def test_padding_is_left_alone_and_what_lies_between_rows_is_not_read(device: De
     store[0, :300] = device.upload(randn(300, seed=6))
     store[2, :300] = store[0, :300]
     params = [params_of(seed=1, top_p=0.9), None, params_of(seed=1, top_p=0.9), None]
-    tokens, errors = draw(device, store[:, :300], draws_of(device, params, [5] * 4))
+    tokens, errors = draw_there(device, store[:, :300], draws_of(device, params, [5] * 4))
 
     assert tokens[0] == tokens[2] >= 0
     assert tokens[[1, 3]].tolist() == errors[[1, 3]].tolist() == [-9, -9]
@@ -293,11 +294,10 @@ def test_a_token_depends_on_no_slot_no_batch_and_no_word_that_cannot_come(
 LAWS: list[dict[str, float]] = [{}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}]
 
 
-def drawn(device: Device, row: Tensor, num_draws: int, fields: dict[str, float]) -> Tensor:
-    """Draw many tokens from one row, at as many places: 16 positions of each seed."""
-    params = [params_of(seed=place // 16, **fields) for place in range(num_draws)]
-    positions = [1 + place % 16 for place in range(num_draws)]
-    tokens, errors = draw(device, device.upload(row[None]).expand(num_draws, -1), draws_of(device, params, positions))
+def drawn(device: Device, row: Tensor, number: int, fields: dict[str, float]) -> Tensor:
+    """Draw many tokens from one row, which lies in memory once."""
+    rows = device.upload(row[None]).expand(number, -1)
+    tokens, errors = draw_there(device, rows, places_of(device, params_of(**fields), number))
 
     assert not errors.any()
     return tokens
@@ -328,12 +328,12 @@ def test_a_sum_that_is_short_of_one_token_is_caught(
     assert text.count(right) == 1
     (tmp_path / "sample.cu").write_text(text.replace(right, right.replace("size, end)", "size, end) - 1")))
     broken = EmulatedDevice(Emulator(kernel_cache, Sources(tmp_path, installed_sources())), emulator.mode)
-    row = randn(300, seed=9)
-    row[[74, 149]] = 4.0  # the last of two parts
+    row = randn(2 * NARROW, seed=9)
+    row[[NARROW - 1, 2 * NARROW - 1]] = 4.0  # the last of the two parts
     law = law_reference(row, 0, 1.0, 0.0)
 
-    assert excess_over_law(counted(drawn(emulator, row, 2_000, {}), 300), law) < 1
-    assert excess_over_law(counted(drawn(broken, row, 2_000, {}), 300), law) > 1
+    assert excess_over_law(counted(drawn(emulator, row, 2_000, {}), len(row)), law) < 1
+    assert excess_over_law(counted(drawn(broken, row, 2_000, {}), len(row)), law) > 1
 
 
 @pytest.mark.parametrize("fields", [*LAWS, {"top_p": 0.95}, {"top_k": 1000}, {"min_p": 1e-3}])
