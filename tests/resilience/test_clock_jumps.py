@@ -46,7 +46,7 @@ def on_the_wall_clock(clock: WallClock, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def under_way_while_it_jumps(clock: WallClock) -> list[int]:
-    """Callers wait and are served while the clock is set forwards, back, and right again; give their statuses, 0 for what broke off."""
+    """Callers wait and are served while the clock is set forwards, back, and right; give statuses, 0 for cut off."""
     async with scripted_upstream() as server:
         served = model("m", http_upstream(server.url, slots=2))
         async with (
