@@ -1,12 +1,16 @@
 """Every kernel instance there is compiles for its archs, and the compiler has nothing to complain of."""
 
+import importlib
 import math
 import os
+import pkgutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from engine import kernels
 from engine.kernels.build import Target, targets
 from engine.kernels.compiler import Compiled, Compiler
 from engine.kernels.disk_cache import DiskCache
@@ -14,6 +18,7 @@ from engine.kernels.registry import REGISTERS, SHARED_BYTES, Instance
 from engine.kernels.sources import Sources
 from engine.kernels.table import INSTANCES, MAX_INSTANCES
 
+ROOT = Path(__file__).resolve().parents[2]
 # What may have a stack frame, a spill or a warning, by name and arch, and why. This list only shrinks: an entry that is
 # not needed any more fails too.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
@@ -57,6 +62,22 @@ def test_a_block_of_an_instance_fits_into_a_multiprocessor(compiling: Compiling,
 
 def test_exceptions_speak_of_instances_that_there_are() -> None:
     assert EXCEPTIONS.keys() <= {(str(instance), arch) for instance, arch in targets(INSTANCES)}
+
+
+def test_what_any_stem_launches_is_in_the_table() -> None:
+    launched: set[Instance] = set()
+    for module in pkgutil.iter_modules(kernels.__path__, "engine.kernels."):
+        launched |= set(getattr(importlib.import_module(module.name), "INSTANCES", ()))
+
+    assert launched == set(INSTANCES)
+
+
+def test_every_cuda_file_is_used_by_the_stem_of_its_name_and_tested_by_a_file_of_it() -> None:
+    stems = {path.stem for path in (ROOT / "cuda").glob("*.cu")}
+
+    assert {Path(instance.source).stem for instance in INSTANCES} == stems
+    assert [stem for stem in stems if not (ROOT / "engine" / "kernels" / f"{stem}.py").exists()] == []
+    assert [stem for stem in stems if not (ROOT / "tests" / "kernels" / f"test_{stem}.py").exists()] == []
 
 
 def test_whoever_may_start_before_its_predecessor_has_ended_waits_for_it() -> None:
