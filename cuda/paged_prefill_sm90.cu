@@ -65,8 +65,8 @@ struct Layout {
 
   // Where in a warpgroup's queries a number lies, in bytes. Swizzling permutes the 16-byte pieces of 8 rows' pattern.
   static DEV int place(int row, int column) {
-    const int pattern = kRowBytes == 128 ? row & 7 : row >> 1 & 3;
-    return (column / kSpan * kGroupRows + row) * kRowBytes + (column % kSpan * 2 ^ pattern << 4);
+    const int pattern = kRowBytes == 128 ? row & 7 : (row >> 1) & 3;
+    return (column / kSpan * kGroupRows + row) * kRowBytes + ((column % kSpan * 2) ^ (pattern << 4));
   }
 
   // From the beginning of a tile to its 16 numbers of k, number `step`, of an operand whose rows are keys or queries.
@@ -162,6 +162,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     mbar_init(&barriers->landed, 1);
     mbar_fence_init();
+    tma_prefetch(&map);
   }
   __syncthreads();
 

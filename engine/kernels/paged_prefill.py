@@ -66,8 +66,9 @@ def paged_prefill(
     `qkv: [num_tokens, at least num_heads, head_dim]` bf16 or fp16, of which the first `num_heads` are the queries.
     `pool: [num_blocks, 2, num_kv_heads, block_size, head_dim]` of the same type, or FP8 e4m3 or int8 with `kv_scales:
     [num_blocks, 2, num_kv_heads, block_size]` float32. `tiles` as `prefill_plan` made them for `ROWS`. `query_starts:
-    [num_sequences + 1]`, `kv_lengths: [num_sequences]` with this step's tokens, `block_tables: [num_sequences,
-    max_blocks]`, all int32. A token sees the last `window` positions including its own; all where 0.
+    [num_sequences + 1]`, of which the first need not be 0; `kv_lengths: [num_sequences]` with this step's tokens;
+    `block_tables: [num_sequences, max_blocks]`; all int32. A token sees the last `window` positions including its own;
+    all where 0.
 
     Writes `out: [num_tokens, num_heads, head_dim]` and, where given, `lse: [num_tokens, num_heads]` float32, the
     natural logarithm of the sum of exponentials. A sequence of length 0 is padding: zeros, and minus infinity. Tokens

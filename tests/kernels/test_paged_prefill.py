@@ -28,7 +28,11 @@ E4M3, INT8 = LARGEST
 def mutation_case(device: Device) -> None:
     """What a changed kernel has to fail."""
     for shape in (Shape(group=5), Shape(window=70, stored=INT8)):
-        chunks = [*lengths(shape, (1, 1), (17, 150)), Chunk(None, 0, 2), *lengths(shape, (0, 20), (30, 31), (15, 208), (3, 135))]
+        chunks = [
+            *lengths(shape, (1, 1), (17, 150)),
+            Chunk(None, 0, 2),
+            *lengths(shape, (0, 20), (30, 31), (15, 208), (3, 135)),
+        ]
         assert_right(Batch(device, shape, chunks), attend)
 
 
@@ -118,6 +122,18 @@ def test_tokens_of_no_sequence_are_left_alone(emulator: Device) -> None:
     assert out[9:].isnan().all()
     assert lse[9:].isnan().all()
     assert out[:9].isfinite().all()
+
+
+def test_sequences_at_the_front_may_be_left_to_another_kernel(emulator: Device) -> None:
+    shape = Shape()
+    batch = Batch(emulator, shape, lengths(shape, (1, 30), (1, 5), (40, 50), (3, 70)))
+    whole, _ = attend(batch)
+    batch.query_starts, batch.kv_lengths = batch.query_starts[2:], batch.kv_lengths[2:]
+    batch.tables, batch.chunks = batch.tables[2:], batch.chunks[2:]
+    part, _ = attend(batch)
+
+    assert part[:2].isnan().all()
+    assert torch.equal(part[2:], whole[2:])
 
 
 def test_nothing_is_launched_for_an_empty_batch(emulator: Device) -> None:
