@@ -412,7 +412,7 @@ async def test_numbers_are_given_by_the_names_of_the_engines_stats(upstream: Eng
     ("settings", "why"),
     [
         ({"dtype": "float16"}, "dtype: expected auto"),
-        ({"device": "cuda"}, "device: expected auto or cpu"),
+        ({"device": "cuda"}, "torch sees no CUDA device"),
         ({"max_sequences": 9999}, "max_batch_tokens: expected at least max_sequences"),
     ],
 )
