@@ -80,6 +80,7 @@ async def serve(loaded: Loaded, post: Post) -> int:
     lag = LoopLag()
     metrics.watch("loop_lag_seconds", "The worst delay of the event loop since the last scrape.", lag.read)
     metrics.watch("event_loop_tasks", "Tasks on the event loop.", lambda: len(asyncio.all_tasks()))
+    metrics.watch("python_blocks", "Pieces of memory that Python's objects hold.", sys.getallocatedblocks)
     watch_docket(post.docket, metrics)
     url = url_of(post.listener)
     if post.relieves is None:

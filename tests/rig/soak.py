@@ -25,7 +25,7 @@ from tests.rig.invariants import (
 from tests.rig.soak_caller import ask_plainly
 from tests.rig.soak_site import BUDGET, UPSTREAM_KEY, Soak, site
 from tests.rig.soak_wish import ENGINE, JUDGES, TENANTS, canary_of, key_of
-from tests.rig.vitals import MB, Trend, Vitals, memory_trend, total
+from tests.rig.vitals import MB, Trend, Vitals, second_half, total
 
 
 @dataclass(slots=True)
@@ -41,11 +41,21 @@ class Findings:
 
     @property
     def memory(self) -> Trend:
-        return memory_trend(self.vitals)
+        """How the process grew while under load."""
+        return second_half(self.vitals[:-1], "rss")
+
+    @property
+    def pieces(self) -> Trend:
+        """How what its objects hold did."""
+        return second_half(self.vitals[:-1], "pieces")
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.history.of(Told))
 
     def summary(self) -> str:
         """Give what is worth printing."""
-        first, last, memory = self.vitals[0], self.vitals[-1], self.memory
+        first, last, memory, pieces = self.vitals[0], self.vitals[-1], self.memory, self.pieces
         told = self.history.of(Told)
         outcomes = Counter(f"{each.end} {each.status or ''}{' error event' * each.errors}".strip() for each in told)
         faults = self.history.faults() + Counter(
@@ -57,9 +67,11 @@ class Findings:
             "requests by outcome: " + listed(outcomes),
             "faults by kind: " + listed(faults),
             f"at rest {self.rest_s:.2f} s after the last caller; before load and at rest after it:",
-            *(f"  {name:<12} {getattr(first, name):>8} {getattr(last, name):>8}" for name in Vitals._fields[2:]),
+            *(f"  {name:<12} {getattr(first, name):>8} {getattr(last, name):>8}" for name in Vitals._fields[3:]),
             f"memory {first.rss / MB:.1f} MB at first, {self.vitals[-2].rss / MB:.1f} MB at last; over the second half "
             f"it rose {memory.rise / MB:+.2f} MB ({memory.per_hour / MB:+.1f} MB/h), noise {memory.noise / MB:.2f} MB",
+            f"pieces of memory {first.pieces} at first, {last.pieces} at last; over the second half they rose by "
+            f"{pieces.rise:+.0f}, {2 * pieces.rise / max(1, len(told)):+.2f} a request, noise {pieces.noise:.0f}",
         ]
         return "\n".join(lines)
 

@@ -91,7 +91,7 @@ def misbehave(rng: Random, wish: Wish, fields: dict[str, Any]) -> None:
         wish.fault, wish.cancel_s = "cancelled by another tenant", rng.uniform(0.0, 0.4)
         wish.canceller = rng.choice([other for other in TENANTS if other != tenant])
     elif chance < 0.22 and asked.stream and asked.model != ENGINE:
-        wish.fault, wish.pause_s, cut = "slow reader", rng.choice((0.5, 1.5, 8.0)), True
+        wish.fault, wish.pause_s, cut = "slow reader", rng.choice((0.5, 1.5, 5.0)), True
         fields["max_tokens"] = BULKY
     elif chance < 0.26:
         wish.fault = "deadline"

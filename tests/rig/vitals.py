@@ -1,7 +1,8 @@
 """How a gateway's process is: memory, descriptors, threads, and what its own gauges say is under way.
 
 Memory is judged over the second half of a run: a line is fitted through it, and what the line rises is compared with
-a bound and with how far the samples scatter about it.
+a bound, and with what it would rise by chance as far as the samples scatter. What the process once took from the system
+it keeps, so that its size climbs in steps towards its worst moment; what its objects hold is the finer measure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,13 @@ UNDER_WAY = (
 
 
 class Vitals(NamedTuple):
-    """One look at it. `connections` are those of callers, `tasks` the event loop's, `held_blocks` of the KV cache."""
+    """One look at it. `pieces` are of memory, held by Python's objects: those of what is done are given back at once,
+    while `rss` keeps what it once took. `connections` are callers', `tasks` the event loop's, `held_blocks` KV's.
+    """
 
     at_s: float
     rss: int
+    pieces: int
     descriptors: int
     threads: int
     tasks: int
@@ -42,6 +46,7 @@ def look(pid: int, metrics: Mapping[str, float], at_s: float) -> Vitals:
         return Vitals(
             at_s,
             process.memory_info().rss,
+            round(total(metrics, "python_blocks")),
             process.num_fds(),
             process.num_threads(),
             round(total(metrics, "event_loop_tasks")),
@@ -76,31 +81,32 @@ class Trend:
     rise: float
     seconds: float
     noise: float  # standard deviation about the line
+    samples: int
 
     @property
     def per_hour(self) -> float:
         return self.rise / self.seconds * 3600 if self.seconds else 0.0
 
     def flat(self, allowed: float) -> bool:
-        """Tell whether it rises no more than is allowed, or than the scatter explains."""
-        return self.rise <= max(allowed, 3 * self.noise)
+        """Tell whether it rises no more than is allowed, and than the scatter explains."""
+        return self.rise <= allowed + 3 * self.noise * sqrt(12 / max(1, self.samples))
 
 
 def trend(samples: Sequence[tuple[float, float]]) -> Trend:
     """Fit a line through samples of time and value, by least squares."""
     count = len(samples)
     if count < 3:
-        return Trend(0.0, 0.0, 0.0)
+        return Trend(0.0, 0.0, 0.0, count)
     middle_t = sum(at for at, _ in samples) / count
     middle = sum(value for _, value in samples) / count
     spread = sum((at - middle_t) ** 2 for at, _ in samples)
     slope = sum((at - middle_t) * (value - middle) for at, value in samples) / spread
     rests = [value - middle - slope * (at - middle_t) for at, value in samples]
     seconds = samples[-1][0] - samples[0][0]
-    return Trend(slope * seconds, seconds, sqrt(sum(rest * rest for rest in rests) / (count - 2)))
+    return Trend(slope * seconds, seconds, sqrt(sum(rest * rest for rest in rests) / (count - 2)), count)
 
 
-def memory_trend(samples: Sequence[Vitals]) -> Trend:
-    """Fit the memory of the second half of a run."""
+def second_half(samples: Sequence[Vitals], name: str) -> Trend:
+    """Fit one of the vitals over the second half of a run."""
     half = samples[-1].at_s / 2
-    return trend([(each.at_s, each.rss) for each in samples if each.at_s >= half])
+    return trend([(each.at_s, getattr(each, name)) for each in samples if each.at_s >= half])
