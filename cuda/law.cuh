@@ -16,16 +16,15 @@
 #include "reduce.cuh"
 
 constexpr int kKeyBits = 30;
-constexpr u32 kNoMass = 1u << kKeyBits;  // the key of what cannot be drawn
+constexpr u32 kNoMass = 1u << kKeyBits;  // the key of all that is 32 nats below or more; its mass is 0
 constexpr float kKeysPerNat = 33554432.f;
 constexpr float kLikeliest = 35184372088832.f;  // the mass of key 0
 
-// NaN, and what is too far below, has no mass.
-DEV u32 key_of(float distance) { return distance < 32.f ? static_cast<u32>(distance * kKeysPerNat) : kNoMass; }
+// NaN counts as too far below.
+DEV u32 key_of(float distance) { return static_cast<u32>(fminf(distance, 32.f) * kKeysPerNat); }
 
 // The mass, or 0 for those that have less than `min_p` of the likeliest's.
 DEV u64 mass_of(u32 key, float min_p) {
-  if (key >= kNoMass) return 0;
   const float share = expf(static_cast<float>(key) * (-1.f / kKeysPerNat));
   return share < min_p ? 0 : static_cast<u64>(share * kLikeliest);
 }
@@ -49,7 +48,7 @@ DEV int id_in(u64 standing) { return static_cast<int>(0xffffffffu - static_cast<
 
 // For warp_reduce and block_reduce.
 DEV u64 combine(Sum, u64 a, u64 b) { return a + b; }
-DEV u64 combine(Max, u64 a, u64 b) { return a > b ? a : b; }
+DEV u64 combine(Max, u64 a, u64 b) { return max(a, b); }
 
 // Give the sum of the values of the threads before this one, and of all. `partials`: shared memory, [kThreads / 32]; a
 // second scan uses another array, or a barrier of its own before it writes this one again.

@@ -2,14 +2,14 @@
 //
 // The order is that of `engine/sampler.py`, and so is the rounding of each step (no product is fused with a sum): the
 // repetition penalty over tokens of prompt and answer, the frequency and presence penalties over the answer's, the
-// bias, the ban, the mask of allowed tokens, the division by the temperature.
+// bias; bans and the mask of what is allowed, a bit a token; the division by the temperature.
 //
 // Few tokens are touched by lists, all by the rest, so a block holds a piece of the row in shared memory, and each of
 // its threads walks the row's lists and changes what falls into the piece. A list names a token once.
 //
-//     row        | piece 0 | piece 1 | … |                 grid (pieces, rows), kPiece tokens a piece
-//     piece      in → held ─ seen list ─ bias list ─ ban list ─→ mask, temperature → out
-//                          └─ a barrier between two lists
+//     row        | piece 0 | piece 1 | … |          grid (pieces, rows), kPiece tokens a piece
+//     held       in ─ seen list ─ barrier ─ bias list ─┐
+//     open       mask ─ ban list ──────────────────────┴─ barrier ─→ temperature → out
 //
 // What is not finite in the input is NaN in the output, whatever the lists say of it: `sample` finds it there and fails
 // that row alone.
@@ -32,9 +32,10 @@ __global__ void __launch_bounds__(kThreads)
            const float* frequency, const int* bias_starts, const int* bias_ids, const float* biases,
            const int* ban_starts, const int* bans, const u32* allowed, int allowed_words) {
   SHARED(float, held, kPiece);
+  SHARED(u32, open, kPiece / 32);
   const size_t row = blockIdx.y;
   const int first = blockIdx.x * kPiece;
-  const int size = min(kPiece, vocab - first);
+  const u32 size = min(kPiece, vocab - first);
   pdl_wait();
   pdl_launch_dependents();
   const float temperature = temperatures[row];
@@ -42,13 +43,22 @@ __global__ void __launch_bounds__(kThreads)
 
   const T* from = in + row * in_stride + first;
 #pragma unroll 8
-  for (int i = threadIdx.x; i < size; i += kThreads) held[i] = finite_or_nan(widen(from[i]));
+  for (u32 i = threadIdx.x; i < size; i += kThreads) held[i] = finite_or_nan(widen(from[i]));
+  for (u32 word = threadIdx.x; word * 32 < size; word += kThreads) {
+    open[word] = allowed == nullptr ? 0xffffffffu : allowed[row * allowed_words + first / 32 + word];
+  }
+  __syncthreads();
 
+  if (ban_starts != nullptr) {
+    for (int entry = ban_starts[row] + threadIdx.x; entry < ban_starts[row + 1]; entry += kThreads) {
+      const u32 at = bans[entry] - first;
+      if (at < size) atomicAnd(&open[at / 32], ~(1u << at % 32));
+    }
+  }
   if (seen_starts != nullptr) {
-    __syncthreads();
     for (int entry = seen_starts[row] + threadIdx.x; entry < seen_starts[row + 1]; entry += kThreads) {
-      const int at = seen[entry].x - first;
-      if (at < 0 || at >= size) continue;
+      const u32 at = seen[entry].x - first;
+      if (at >= size) continue;
       float x = held[at];
       x = x > 0.f ? x / repetition[row] : __fmul_rn(x, repetition[row]);
       const int times = seen[entry].y >> 1;
@@ -59,26 +69,15 @@ __global__ void __launch_bounds__(kThreads)
   if (bias_starts != nullptr) {
     __syncthreads();
     for (int entry = bias_starts[row] + threadIdx.x; entry < bias_starts[row + 1]; entry += kThreads) {
-      const int at = bias_ids[entry] - first;
-      if (at >= 0 && at < size) held[at] += biases[entry];
-    }
-  }
-  if (ban_starts != nullptr) {
-    __syncthreads();
-    for (int entry = ban_starts[row] + threadIdx.x; entry < ban_starts[row + 1]; entry += kThreads) {
-      const int at = bans[entry] - first;
-      if (at >= 0 && at < size) held[at] = banned(held[at]);
+      const u32 at = bias_ids[entry] - first;
+      if (at < size) held[at] += biases[entry];
     }
   }
   __syncthreads();
 
   float* to = out + row * out_stride + first;
-  for (int i = threadIdx.x; i < size; i += kThreads) {
-    float x = held[i];
-    if (allowed != nullptr) {
-      const u32 word = allowed[row * allowed_words + (first + i) / 32];
-      if (!(word >> (first + i) % 32 & 1)) x = banned(x);
-    }
+  for (u32 i = threadIdx.x; i < size; i += kThreads) {
+    const float x = open[i / 32] >> i % 32 & 1 ? held[i] : banned(held[i]);
     to[i] = temperature > 0.f ? x / fmaxf(temperature, 1e-5f) : x;
   }
 }

@@ -45,19 +45,20 @@ __global__ void __launch_bounds__(kThreads)
 
   const int number = min(min(numbers[blockIdx.x], width), vocab);
   for (int place = 0; place < number; place++) {
-    if (place > 0) winner = block_reduce<Max, kThreads>(best, standings + place % 2 * (kThreads / 32));
     const u32 owner = id_in(winner) % kThreads;
     if (threadIdx.x == 0) {
       top_ids[blockIdx.x * width + place] = id_in(winner);
       top_logprobs[blockIdx.x * width + place] = ranked(rank_in(winner)) - largest - log_total;
     }
-    if (threadIdx.x / 32 != owner / 32) continue;
-    u64 next = 0;
-    for (int id = owner + lane_id() * kThreads; id < vocab; id += 32 * kThreads) {
-      const u64 standing = standing_of(widen(x[id]), id);
-      if (standing < winner) next = max(next, standing);
+    if (threadIdx.x / 32 == owner / 32) {
+      u64 next = 0;
+      for (int id = owner + lane_id() * kThreads; id < vocab; id += 32 * kThreads) {
+        const u64 standing = standing_of(widen(x[id]), id);
+        if (standing < winner) next = max(next, standing);
+      }
+      next = warp_reduce<Max>(next);
+      if (threadIdx.x == owner) best = next;
     }
-    next = warp_reduce<Max>(next);
-    if (threadIdx.x == owner) best = next;
+    winner = block_reduce<Max, kThreads>(best, standings + (place + 1) % 2 * (kThreads / 32));
   }
 }

@@ -35,7 +35,7 @@ def any_sequences(num_rows: int, vocab: int, seed: int, **fields: object) -> lis
             frequency_penalty=float(rng.choice([0.0, 0.3, -0.7])),
             logit_bias={int(token): float(rng.normal()) for token in [*rng.integers(0, vocab, 5), *edges]},
             min_tokens=int(rng.integers(0, 60)),
-            stop_token_ids=frozenset(int(token) for token in rng.integers(0, vocab, 3)),
+            stop_token_ids=frozenset(int(token) for token in [*rng.integers(0, vocab, 3), *rng.permutation(edges)[:2]]),
             temperature=float(rng.choice([0.0, 1.0, 0.7, 1.9, 1e-9])),
         )
         tokens = [*rng.integers(0, vocab, 30).tolist(), *edges, *rng.integers(0, min(vocab, 9), 20).tolist(), *edges]

@@ -11,7 +11,7 @@ from engine.errors import ShapeError
 from engine.kernels.emulated_device import EmulatedDevice
 from engine.kernels.logits import FLOATS
 from engine.kernels.logprobs import logprobs, logprobs_reference
-from engine.kernels.sample import MAX_VOCAB, WIDE_FROM
+from engine.kernels.sample import MAX_VOCAB, NARROW, WIDE, WIDE_FROM
 from engine.params import MAX_LOGPROBS
 from engine.sampler import Sampler
 from engine.sequence import Sequence
@@ -42,6 +42,9 @@ def check(device: Device, num_rows: int, vocab: int, dtype: torch.dtype, seed: i
     """Compare with the reference, every second row from the last on, each with another number."""
     raw = rows_of(num_rows, vocab, dtype, seed)
     raw[0, ::3] = raw[0, 0]  # many equals
+    num_threads = WIDE if vocab >= WIDE_FROM else NARROW
+    if vocab > num_threads:  # the likeliest of a thread's first or last
+        raw[-1, [-1, -num_threads, -1 - num_threads, 0]] = torch.tensor([30.0, 29.0, 31.0, 28.0]).to(dtype)
     chosen = [7 * row % vocab for row in range(num_rows)]
     rows = list(range(num_rows))[::-2]
     numbers = [(20, 0, 1, 5)[place % 4] for place in range(len(rows))]

@@ -103,6 +103,7 @@ def mutation_case(device: Device) -> None:
     check_against_cpu(device, 2000, 10)
     check_against_cpu(device, WIDE_FROM + 900, 6, seed=1)
     check_flat(device)
+    check_narrow(device, 300)
     check_failures(device)
 
 
@@ -195,14 +196,20 @@ def test_equals_below_the_likeliest_are_cut_the_same_way(device: Device) -> None
     assert tokens.tolist() == [int(draw_reference(law, np.array([uniform_of(row, 1)]))) for row in params]
 
 
-@pytest.mark.parametrize("fields", [{"top_k": 1}, {"top_p": 1e-12}, {"min_p": 1.0}, {"temperature": 0.0}])
-@pytest.mark.parametrize("vocab", [1, 2, 17, 300, WIDE_FROM])
-def test_the_narrowest_filters_are_greedy(emulator: EmulatedDevice, fields: dict[str, float], vocab: int) -> None:
-    logits = randn(5, vocab, seed=vocab)
-    params = [params_of(seed=seed, **fields) for seed in range(5)]
-    tokens, _ = draw(emulator, logits, draws_of(emulator, params, [4] * 5))
+def check_narrow(device: Device, vocab: int) -> None:
+    """Hold filters that leave one token to the likeliest, wherever it stands."""
+    fields = [{"top_k": 1}, {"top_p": 1e-12}, {"min_p": 1.0}, {"temperature": 0.0}]
+    params = [params_of(seed=seed, **chosen) for seed, chosen in enumerate(fields)] * 3
+    logits = randn(12, vocab, seed=vocab)
+    logits[4:8, 0] = logits[8:, -1] = 9.0
+    tokens, _ = draw(device, logits, draws_of(device, params, [4] * 12))
 
     assert torch.equal(tokens.long(), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 17, 300, WIDE_FROM])
+def test_the_narrowest_filters_are_greedy(device: Device, vocab: int) -> None:
+    check_narrow(device, vocab)
 
 
 def test_greedy_takes_the_lowest_id_among_equals_and_minus_zero_is_zero(device: Device) -> None:
