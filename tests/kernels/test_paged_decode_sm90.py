@@ -45,9 +45,9 @@ def check_case(device: Device, shape: Shape, lengths: list[tuple[int, int]], spl
 
 def mutation_case(device: Device) -> None:
     """A small complete check, for those who break the kernel on purpose."""
-    check_case(device, Shape(num_kv_heads=1, group=8), [(17, 8), (0, 1), (500, 1)])
+    check_case(device, Shape(head_dim=128, num_kv_heads=1, group=8), [(63, 8), (0, 1), (512, 1)])
     check_case(device, Shape(num_kv_heads=1, group=5, window=100), [(64, 1), (257, 5)], split_tokens=64)
-    check_case(device, Shape(head_dim=96, num_kv_heads=1, group=16, block_size=32), [(130, 5)])
+    check_case(device, Shape(head_dim=96, num_kv_heads=1, group=16), [(1, 1), (0, 1), (1, 1), (112, 5)])
 
 
 @pytest.mark.parametrize(("shape", "lengths"), CASES, ids=str)
