@@ -21,10 +21,12 @@ void emu_free(void* pointer, size_t bytes) { emu::global_free(pointer, bytes); }
 // How often one thread gave way to another in the last launch.
 u64 emu_events() { return emu::machine().events; }
 
-// Encode a tensor map, with the driver's checks. Returns 0, or 1 where the driver would return CUDA_ERROR_INVALID_VALUE.
-int emu_tensor_map(void* out128, int element_bytes, u32 rank, void* address, const u64* dims, const u64* strides, const u32* box,
-                   int swizzle_bytes) {
-  return emu::tensor_map_encode(static_cast<TensorMap*>(out128), element_bytes, rank, address, dims, strides, box, swizzle_bytes);
+// Encode a tensor map, with the driver's checks. Returns 0, or 1 where the driver would return
+// CUDA_ERROR_INVALID_VALUE.
+int emu_tensor_map(void* out128, int element_bytes, u32 rank, void* address, const u64* dims, const u64* strides,
+                   const u32* box, int swizzle_bytes) {
+  return emu::tensor_map_encode(static_cast<TensorMap*>(out128), element_bytes, rank, address, dims, strides, box,
+                                swizzle_bytes);
 }
 
 }  // extern "C"

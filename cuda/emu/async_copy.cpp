@@ -1,8 +1,8 @@
 // cp.async: a thread's copies of 16 bytes, in groups.
 //
 // Late, a copy reads and writes when its group is waited for, which is the last moment that is legal: who reads earlier
-// finds poison or old data, and who wrote over the source meanwhile copies what he wrote. Early, it does so at once: who
-// still reads the destination finds it changed. In the orders of chance early copies fall either way.
+// finds poison or old data, and who wrote over the source meanwhile copies what he wrote. Early, it does so at once:
+// who still reads the destination finds it changed. In the orders of chance early copies fall either way.
 #include <cstring>
 
 #include "operations.h"
@@ -32,11 +32,10 @@ void async_copy(void* to, const void* from, bool read) {
 void async_copy_commit() { self->copy_group++; }
 
 void async_copy_wait(u64 newest) {
-  std::deque<AsyncCopy>& copies = self->copies;
-  while (!copies.empty() && copies.front().group + newest < self->copy_group) {
-    land(copies.front());
-    copies.pop_front();
-  }
+  std::vector<AsyncCopy>& copies = self->copies;
+  auto first = copies.begin();
+  for (; first != copies.end() && first->group + newest < self->copy_group; first++) land(*first);
+  copies.erase(copies.begin(), first);
 }
 
 }  // namespace emu

@@ -36,7 +36,8 @@ static bool arrive(void* const* brought, u32 mask, Warp& warp) {
 
   u32 expected = arrival.threads ? arrival.threads : 32 * block.warps.size();
   if (barrier.arrived && barrier.expected != expected) {
-    fail("barrier %u: this warp counts %u threads, who came before counted %u", arrival.barrier, expected, barrier.expected);
+    fail("barrier %u: this warp counts %u threads, who came before counted %u", arrival.barrier, expected,
+         barrier.expected);
   }
   if (std::find(barrier.who.begin(), barrier.who.end(), &warp) != barrier.who.end()) {
     fail("barrier %u: the same warp arrives twice before the barrier is complete (%u of %u threads)", arrival.barrier,
@@ -88,7 +89,8 @@ void barrier_arrive(int id, int threads) {
 
 void barriers_check_exit(Thread& thread) {
   for (const Collective& c : thread.warp->open) {
-    if (c.mask >> thread.lane & 1) fail("exits while lanes %08x of its warp wait for it at %s", c.arrived, c.operation->name);
+    if (c.mask >> thread.lane & 1)
+      fail("exits while lanes %08x of its warp wait for it at %s", c.arrived, c.operation->name);
   }
   const NamedBarrier& all = thread.block->barriers[0];
   if (all.arrived) fail("exits while %u threads wait at __syncthreads", all.arrived);

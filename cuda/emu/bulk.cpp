@@ -1,19 +1,19 @@
 // Bulk copies (TMA): whole boxes of a tensor, moved by one thread's instruction, counted in bytes by an mbarrier.
 //
-// Late, a load lands only when every thread is blocked, one load after the other; in the orders of chance also now and then
-// before. Early, it lands at once. A store reads shared memory when it is waited for, or at once. Both belong to the
-// asynchronous proxy: what a store reads, ordinary instructions must have written before a fence_proxy_async.
+// Late, a load lands only when every thread is blocked, one load after the other; in the orders of chance also now and
+// then before. Early, it lands at once. A store reads shared memory when it is waited for, or at once. Both belong to
+// the asynchronous proxy: what a store reads, ordinary instructions must have written before a fence_proxy_async.
 #include <cstring>
 
 #include "operations.h"
 
 namespace emu {
 
-// ---- tensor maps -----------------------------------------------------------------------------------------------------------------------
+// ---- tensor maps ----------------------------------------------------------------------------------------------------
 
 // https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TENSOR__MEMORY.html
-int tensor_map_encode(TensorMap* map, int element_bytes, u32 rank, const void* address, const u64* dims, const u64* strides,
-                      const u32* box, int swizzle_bytes) {
+int tensor_map_encode(TensorMap* map, int element_bytes, u32 rank, const void* address, const u64* dims,
+                      const u64* strides, const u32* box, int swizzle_bytes) {
   TensorMap made{};
   bool known_swizzle = swizzle_bytes == 0 || swizzle_bytes == 32 || swizzle_bytes == 64 || swizzle_bytes == 128;
   bool known_element = element_bytes == 1 || element_bytes == 2 || element_bytes == 4 || element_bytes == 8;
@@ -41,7 +41,8 @@ int tensor_map_encode(TensorMap* map, int element_bytes, u32 rank, const void* a
 
 void tensor_map_check(const TensorMap* map) {
   bool aligned = reinterpret_cast<uintptr_t>(map) % alignof(TensorMap) == 0;
-  if (!aligned || map->signature != TensorMap::kSignature) fail("what lies at %p is not a tensor map", static_cast<const void*>(map));
+  if (!aligned || map->signature != TensorMap::kSignature)
+    fail("what lies at %p is not a tensor map", static_cast<const void*>(map));
 }
 
 static u32 box_bytes(const TensorMap& map) {
@@ -50,8 +51,9 @@ static u32 box_bytes(const TensorMap& map) {
   return bytes;
 }
 
-// Within each 128 bytes the 16-byte units change places: the number of the unit is xored with that of the row, of as many
-// bits as the swizzle has units (32 bytes: 1 bit, 64: 2, 128: 3). Rows are 128 bytes of address, whatever the tile's are.
+// Within each 128 bytes the 16-byte units change places: the number of the unit is xored with that of the row, of as
+// many bits as the swizzle has units (32 bytes: 1 bit, 64: 2, 128: 3). Rows are 128 bytes of address, whatever the
+// tile's are.
 u32 swizzled(u32 address, u32 swizzle_bytes) {
   u32 units = swizzle_bytes / 16;
   return units ? address ^ (address >> 7 & (units - 1)) << 4 : address;
@@ -80,7 +82,7 @@ static void for_each_element(const TensorMap& map, const int* at, Move move, Out
   }
 }
 
-// ---- loads -----------------------------------------------------------------------------------------------------------------------------
+// ---- loads ----------------------------------------------------------------------------------------------------------
 
 static void land(Block& block, const BulkLoad& load) {
   Thread* running = self;
@@ -151,7 +153,7 @@ void bulk_load_box(void* to, const TensorMap* map, u64* barrier, int rank, const
   start(load, barrier, "tma_load");
 }
 
-// ---- stores ----------------------------------------------------------------------------------------------------------------------------
+// ---- stores ---------------------------------------------------------------------------------------------------------
 
 static void write(const BulkStore& store) {
   SharedMemory& shared = self->block->shared;
@@ -203,11 +205,10 @@ void bulk_store_box(const TensorMap* map, const void* from, int rank, const int*
 void bulk_store_commit() { self->store_group++; }
 
 void bulk_store_wait(u64 newest) {
-  std::deque<BulkStore>& stores = self->stores;
-  while (!stores.empty() && stores.front().group + newest < self->store_group) {
-    write(stores.front());
-    stores.pop_front();
-  }
+  std::vector<BulkStore>& stores = self->stores;
+  auto first = stores.begin();
+  for (; first != stores.end() && first->group + newest < self->store_group; first++) write(*first);
+  stores.erase(stores.begin(), first);
 }
 
 void stores_check_exit(Thread& thread) {

@@ -15,13 +15,13 @@
 #define warpSize 32
 
 #define DYN_SMEM(name) u8* name = ::emu::self->block->shared.dynamic()
-#define SHARED(T, name, N)    \
-  static char name##_key;     \
+#define SHARED(T, name, N) \
+  static char name##_key;  \
   T(&name)[N] = *static_cast<T(*)[N]>(::emu::self->block->shared.array(&name##_key, #name, sizeof(T) * (N), alignof(T)))
 
 DEV void __syncthreads() { emu::sync_threads(); }
 
-// ---- warps -----------------------------------------------------------------------------------------------------------------------------
+// ---- warps ----------------------------------------------------------------------------------------------------------
 
 namespace emu {
 
@@ -148,14 +148,24 @@ DEV u32 __ballot_sync(u32 mask, int predicate) { return emu::voted<emu::Ballot>(
 DEV int __any_sync(u32 mask, int predicate) { return emu::voted<emu::Ballot>("__any_sync", mask, predicate) != 0; }
 DEV int __all_sync(u32 mask, int predicate) { return emu::voted<emu::Ballot>("__all_sync", mask, !predicate) == 0; }
 DEV u32 __reduce_add_sync(u32 mask, u32 value) { return emu::voted<emu::Sum>("__reduce_add_sync", mask, value); }
-DEV int __reduce_add_sync(u32 mask, int value) { return int(emu::voted<emu::Sum>("__reduce_add_sync", mask, u32(value))); }
+DEV int __reduce_add_sync(u32 mask, int value) {
+  return int(emu::voted<emu::Sum>("__reduce_add_sync", mask, u32(value)));
+}
 DEV u32 __reduce_and_sync(u32 mask, u32 value) { return emu::voted<emu::And>("__reduce_and_sync", mask, value); }
 DEV u32 __reduce_or_sync(u32 mask, u32 value) { return emu::voted<emu::Or>("__reduce_or_sync", mask, value); }
 DEV u32 __reduce_xor_sync(u32 mask, u32 value) { return emu::voted<emu::Xor>("__reduce_xor_sync", mask, value); }
-DEV u32 __reduce_max_sync(u32 mask, u32 value) { return emu::voted<emu::MaxUnsigned>("__reduce_max_sync", mask, value); }
-DEV u32 __reduce_min_sync(u32 mask, u32 value) { return emu::voted<emu::MinUnsigned>("__reduce_min_sync", mask, value); }
-DEV int __reduce_max_sync(u32 mask, int value) { return int(emu::voted<emu::MaxSigned>("__reduce_max_sync", mask, value)); }
-DEV int __reduce_min_sync(u32 mask, int value) { return int(emu::voted<emu::MinSigned>("__reduce_min_sync", mask, value)); }
+DEV u32 __reduce_max_sync(u32 mask, u32 value) {
+  return emu::voted<emu::MaxUnsigned>("__reduce_max_sync", mask, value);
+}
+DEV u32 __reduce_min_sync(u32 mask, u32 value) {
+  return emu::voted<emu::MinUnsigned>("__reduce_min_sync", mask, value);
+}
+DEV int __reduce_max_sync(u32 mask, int value) {
+  return int(emu::voted<emu::MaxSigned>("__reduce_max_sync", mask, value));
+}
+DEV int __reduce_min_sync(u32 mask, int value) {
+  return int(emu::voted<emu::MinSigned>("__reduce_min_sync", mask, value));
+}
 // Matching is a vote that everybody counts for himself.
 DEV u32 __match_any_sync(u32 mask, u32 value) {
   u32 equal = 0;
@@ -167,7 +177,7 @@ DEV u32 __match_any_sync(u32 mask, u32 value) {
   return equal;
 }
 
-// ---- memory ----------------------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------
 // Threads take turns and nothing is reordered, so that every access is atomic and a fence has nothing to do but to let
 // others run.
 
@@ -248,7 +258,7 @@ DEV void __stcs(T* p, std::common_type_t<T> v) {
   *p = v;
 }
 
-// ---- numbers ---------------------------------------------------------------------------------------------------------------------------
+// ---- numbers --------------------------------------------------------------------------------------------------------
 
 namespace emu {
 
@@ -293,7 +303,9 @@ DEV u32 __byte_perm(u32 x, u32 y, u32 selector) {
   return result;
 }
 DEV u32 __funnelshift_l(u32 low, u32 high, u32 shift) { return (u64(high) << 32 | low) << (shift & 31) >> 32; }
-DEV u32 __funnelshift_r(u32 low, u32 high, u32 shift) { return static_cast<u32>((u64(high) << 32 | low) >> (shift & 31)); }
+DEV u32 __funnelshift_r(u32 low, u32 high, u32 shift) {
+  return static_cast<u32>((u64(high) << 32 | low) >> (shift & 31));
+}
 DEV int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; i++) c += static_cast<signed char>(a >> 8 * i) * static_cast<signed char>(b >> 8 * i);
   return c;

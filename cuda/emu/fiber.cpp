@@ -56,8 +56,8 @@ Stacks::Slab* Stacks::slab(size_t number) {
   Slab** link = &first_;
   for (;; number--, link = &(*link)->next) {
     if (!*link) {
-      void* base = mmap(nullptr, kPerSlab * kBytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* base =
+          mmap(nullptr, kPerSlab * kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (base == MAP_FAILED) abort();
       *link = new Slab{static_cast<char*>(base), nullptr};
       for (size_t i = 0; i < kPerSlab; i++) mprotect((*link)->base + i * kBytes, kPage, PROT_NONE);

@@ -37,7 +37,7 @@ Launch launch;
 
 Block::Block(size_t number_of_threads) : threads(number_of_threads), warps((number_of_threads + 31) / 32) {}
 
-// ---- turns -------------------------------------------------------------------------------------------------------------------------
+// ---- turns ----------------------------------------------------------------------------------------------------------
 
 static void run_thread(Fiber& from, Thread& next) {
   machine().events++;
@@ -110,7 +110,7 @@ static void thread_main() {
   abort();
 }
 
-// ---- blocks ------------------------------------------------------------------------------------------------------------------------
+// ---- blocks ---------------------------------------------------------------------------------------------------------
 
 static void begin_block(Block& block, u32 number, size_t first_stack) {
   block.index = {number % grid_dim.x, number / grid_dim.x % grid_dim.y, number / grid_dim.x / grid_dim.y};
@@ -140,8 +140,8 @@ static void begin_block(Block& block, u32 number, size_t first_stack) {
   for (Warp& warp : block.warps) warp.ready = warp.lanes;
 }
 
-// Put blocks where there is room. One at a time in the fixed orders, so that what runs is easy to follow; several in the
-// orders of chance, so that what blocks do to each other through global memory shows.
+// Put blocks where there is room. One at a time in the fixed orders, so that what runs is easy to follow; several in
+// the orders of chance, so that what blocks do to each other through global memory shows.
 static void fill() {
   Schedule& schedule = machine().schedule;
   size_t room = schedule.is_random() ? kResidentAtRandom : 1;
@@ -175,7 +175,7 @@ static void run_blocks() {
   check_global_canaries();
 }
 
-// ---- faults ------------------------------------------------------------------------------------------------------------------------
+// ---- faults ---------------------------------------------------------------------------------------------------------
 
 static void on_fault(int signal, siginfo_t* info, void* context) {
   const ucontext_t* at = static_cast<const ucontext_t*>(context);
@@ -194,7 +194,7 @@ class Faults {
     stack.ss_sp = stack_.data();
     stack.ss_size = stack_.size();
     sigaltstack(&stack, &old_stack_);
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int i = 0; i < kSignals; i++) sigaction(signals_[i], &action, &old_[i]);
@@ -217,16 +217,18 @@ class Faults {
 static const char* refusal(const u32* grid, const u32* block, size_t shared_bytes) {
   u64 threads = u64(block[0]) * block[1] * block[2];
   if (threads == 0 || threads > 1024 || block[2] > 64) return "a block has 1 to 1024 threads";
-  if (u64(grid[0]) * grid[1] * grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535) return "the grid's size is not allowed";
+  if (u64(grid[0]) * grid[1] * grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535)
+    return "the grid's size is not allowed";
   if (shared_bytes > SharedMemory::kLimit) return "a block has at most 232448 bytes of shared memory";
   return nullptr;
 }
 
-int run(Entry entry, void* context, const u32* grid, const u32* block, size_t shared_bytes, char* error, int error_bytes) {
+int run(Entry entry, void* context, const u32* grid, const u32* block, size_t shared_bytes, char* error,
+        int error_bytes) {
   Machine& m = machine();
   if (const char* why = refusal(grid, block, shared_bytes)) {
-    snprintf(error, error_bytes, "%s: grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory", why, grid[0], grid[1],
-             grid[2], block[0], block[1], block[2], shared_bytes);
+    snprintf(error, error_bytes, "%s: grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory", why, grid[0],
+             grid[1], grid[2], block[0], block[1], block[2], shared_bytes);
     return 1;
   }
   grid_dim = dim3(grid[0], grid[1], grid[2]);
@@ -242,7 +244,8 @@ int run(Entry entry, void* context, const u32* grid, const u32* block, size_t sh
   std::iota(launch.waiting.rbegin(), launch.waiting.rend(), 0);
   if (m.options.order == Order::kReverse) std::iota(launch.waiting.begin(), launch.waiting.end(), 0);
   if (m.schedule.is_random()) {
-    for (size_t i = launch.waiting.size(); i > 1; i--) std::swap(launch.waiting[i - 1], launch.waiting[m.schedule.random() % i]);
+    for (size_t i = launch.waiting.size(); i > 1; i--)
+      std::swap(launch.waiting[i - 1], launch.waiting[m.schedule.random() % i]);
   }
   for (auto& resident : launch.resident) resident->alive = 0;
   forget_failure();

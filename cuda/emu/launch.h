@@ -20,20 +20,18 @@ struct Bound {
   void (*kernel)(Parameters...);
   void** arguments;
 
-  static void enter(void* context) {
-    static_cast<Bound*>(context)->call(std::index_sequence_for<Parameters...>{});
-  }
+  static void enter(void* context) { static_cast<Bound*>(context)->call(std::index_sequence_for<Parameters...>{}); }
   template <size_t... I>
   void call(std::index_sequence<I...>) {
     kernel(parameter<Parameters>(arguments[I])...);
   }
 };
 
-// Run a grid of blocks. `arguments` points to each parameter, as cuLaunchKernel's kernelParams does. Returns 0, or not 0
-// with a text in `error`.
+// Run a grid of blocks. `arguments` points to each parameter, as cuLaunchKernel's kernelParams does. Returns 0, or not
+// 0 with a text in `error`.
 template <class... Parameters>
-int launch(void (*kernel)(Parameters...), const u32* grid, const u32* block, size_t shared_bytes, void** arguments, char* error,
-           int error_bytes) {
+int launch(void (*kernel)(Parameters...), const u32* grid, const u32* block, size_t shared_bytes, void** arguments,
+           char* error, int error_bytes) {
   Bound<Parameters...> bound{kernel, arguments};
   return run(&Bound<Parameters...>::enter, &bound, grid, block, shared_bytes, error, error_bytes);
 }

@@ -1,12 +1,12 @@
 // The emulated machine: threads in warps in blocks, and who runs next.
 //
-// Every CUDA thread is a fiber, and one fiber runs at a time until it blocks (a barrier, a warp collective, an mbarrier) or
-// gives way. A block is an object with all its state in it (shared memory, barriers, copies under way), so that several
-// blocks can be resident and their threads interleave. Everything runs on the one thread that called `emu::run`.
+// Every CUDA thread is a fiber, and one fiber runs at a time until it blocks (a barrier, a warp collective, an
+// mbarrier) or gives way. A block is an object with all its state in it (shared memory, barriers, copies under way), so
+// that several blocks can be resident and their threads interleave. Everything runs on the one thread that called
+// `emu::run`.
 #pragma once
 #include <vector_types.h>
 
-#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -62,9 +62,9 @@ struct Thread {
   Block* block = nullptr;
   bool exited = false;
   Wait wait;
-  std::deque<AsyncCopy> copies;
+  std::vector<AsyncCopy> copies;
   u64 copy_group = 0;
-  std::deque<BulkStore> stores;
+  std::vector<BulkStore> stores;
   u64 store_group = 0;
 };
 
@@ -107,7 +107,7 @@ struct Warp {
   u32 priority = 0;
   std::vector<Collective> open;
 
-  std::deque<Product> products;
+  std::vector<Product> products;
   u64 product_group = 0;
   bool registers_fenced = false;
   u64 products_issued = 0;
@@ -154,7 +154,7 @@ struct Block {
   u32 alive = 0;
   NamedBarrier barriers[16];
   std::vector<std::pair<u32, Mbarrier>> mbarriers;
-  std::deque<BulkLoad> loads;
+  std::vector<BulkLoad> loads;
 };
 
 // Whose turn it is.
@@ -184,7 +184,7 @@ extern Thread* self;
 extern dim3 grid_dim;
 extern dim3 block_dim;
 
-// ---- launch.cpp: the loop --------------------------------------------------------------------------------------------------
+// ---- launch.cpp: the loop -------------------------------------------------------------------------------------------
 
 struct Machine {
   Options options;
@@ -204,9 +204,10 @@ void make_ready(Thread& thread);
 [[noreturn]] void abandon();
 
 using Entry = void (*)(void* context);
-int run(Entry entry, void* context, const u32* grid, const u32* block, size_t shared_bytes, char* error, int error_bytes);
+int run(Entry entry, void* context, const u32* grid, const u32* block, size_t shared_bytes, char* error,
+        int error_bytes);
 
-// ---- report.cpp: what went wrong, and where ----------------------------------------------------------------------------------
+// ---- report.cpp: what went wrong, and where -------------------------------------------------------------------------
 
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // The text of the failure: block, thread and what it did.
@@ -216,14 +217,14 @@ void describe_fault(int signal, const void* address, const void* instruction);
 [[noreturn]] void fail_deadlock(const std::vector<std::unique_ptr<Block>>& blocks);
 void forget_failure();
 
-// ---- warp.cpp ------------------------------------------------------------------------------------------------------------------
+// ---- warp.cpp -------------------------------------------------------------------------------------------------------
 
 // Meet the other lanes of `mask` at `operation`; `key` must be equal among them.
 void collective(u32 mask, const Operation& operation, u64 key, void* brought);
 // The same of the whole warp, none of whose lanes may have exited.
 void aligned(const Operation& operation, u64 key, void* brought);
 
-// ---- barrier.cpp, mbarrier.cpp, bulk.cpp, async_copy.cpp, wgmma.cpp: what happens when --------------------------------------------
+// ---- barrier.cpp, mbarrier.cpp, bulk.cpp, async_copy.cpp, wgmma.cpp: what happens when ------------------------------
 
 void barriers_check_exit(Thread& thread);
 Mbarrier& mbarrier_at(Block& block, u32 address);

@@ -1,7 +1,7 @@
 // ldmatrix, stmatrix and mma.sync: how tiles lie over a warp's registers.
 //
-// All of them share one picture. With lane = 4 g + t, a register of an 8-row fragment holds, of row g, as many neighbouring
-// elements as fit, beginning at t times as many:
+// All of them share one picture. With lane = 4 g + t, a register of an 8-row fragment holds, of row g, as many
+// neighbouring elements as fit, beginning at t times as many:
 //
 //            column  0 1   2 3   4 5   6 7        (16-bit elements: two a register)
 //      row 0        lane0 lane1 lane2 lane3
@@ -15,7 +15,7 @@
 
 namespace emu {
 
-// ---- numbers -----------------------------------------------------------------------------------------------------------------------
+// ---- numbers --------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -37,7 +37,7 @@ float element_e4m3(u8 bits) {
   return table.value[bits];
 }
 
-// ---- ldmatrix, stmatrix --------------------------------------------------------------------------------------------------------------
+// ---- ldmatrix, stmatrix ---------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -66,7 +66,8 @@ static bool gather_matrices(void* const* brought, u32, Warp&) {
     for (int m = 0; m < mine.matrices; m++) {
       u16 pair[2];
       for (int e = 0; e < 2; e++) {
-        const u8* from = mine.transposed ? matrix_element(brought, m, 2 * t + e, g) : matrix_element(brought, m, g, 2 * t + e);
+        const u8* from =
+            mine.transposed ? matrix_element(brought, m, 2 * t + e, g) : matrix_element(brought, m, g, 2 * t + e);
         memcpy(&pair[e], from, 2);
       }
       memcpy(&mine.registers[m], pair, 4);
@@ -101,7 +102,7 @@ void store_matrix(void* row, const u32* registers) {
   aligned(kStoreMatrix, 0, &mine);
 }
 
-// ---- mma.sync ------------------------------------------------------------------------------------------------------------------------
+// ---- mma.sync -------------------------------------------------------------------------------------------------------
 
 namespace {
 

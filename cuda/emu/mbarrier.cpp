@@ -1,8 +1,8 @@
 // mbarriers: arrivals and bytes, phase after phase.
 //
-// Their state is kept here and not in the eight bytes of shared memory, which hold a word that changes with it: so whoever
-// uses a barrier before it is made, makes it twice or writes over it is found. A phase is over when no arrival and no byte
-// is missing. https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier
+// Their state is kept here and not in the eight bytes of shared memory, which hold a word that changes with it: so
+// whoever uses a barrier before it is made, makes it twice or writes over it is found. A phase is over when no arrival
+// and no byte is missing. PTX ISA, "mbarrier".
 #include <algorithm>
 
 #include "operations.h"
@@ -73,8 +73,10 @@ void mbarrier_arrive(u64* pointer, u32 expect_bytes) {
   Mbarrier& barrier = intact(block, address);
   block.shared.publish();
   if (barrier.pending == 0) {
-    fail("mbar_arrive: more than the %u arrivals of a phase at the mbarrier at shared address %u, which still lacks %ld bytes",
-         barrier.count, address, barrier.bytes);
+    fail(
+        "mbar_arrive: more than the %u arrivals of a phase at the mbarrier at shared address %u, which still lacks %ld "
+        "bytes",
+        barrier.count, address, barrier.bytes);
   }
   barrier.pending--;
   barrier.bytes += expect_bytes;
@@ -86,7 +88,8 @@ void mbarrier_arrive(u64* pointer, u32 expect_bytes) {
 void mbarrier_receive(Block& block, u32 address, u32 bytes) {
   Mbarrier& barrier = intact(block, address);
   barrier.bytes -= bytes;
-  if (barrier.bytes < -kMostBytes) fail("the mbarrier at shared address %u received more bytes than it counts", address);
+  if (barrier.bytes < -kMostBytes)
+    fail("the mbarrier at shared address %u received more bytes than it counts", address);
   settle(block, address, barrier);
 }
 

@@ -34,7 +34,7 @@ static bool is_canary(const u8* begin, const u8* end) {
   return true;
 }
 
-// ---- shared memory -----------------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------
 
 SharedMemory::SharedMemory() {
   // One page more on either side; dynamic memory begins a page, address 0 lies kReserved before it.
@@ -155,7 +155,7 @@ void SharedMemory::check_published(u32 address, size_t bytes, const char* what) 
   }
 }
 
-// ---- global memory -------------------------------------------------------------------------------------------------------------
+// ---- global memory --------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -231,7 +231,8 @@ bool describe_global(const void* pointer, char* text, size_t text_bytes) {
     auto [address, a] = *std::prev(next);
     if (p < a.pages + a.mapped) {
       if (a.freed) {
-        snprintf(text, text_bytes, "use after free: byte %td of a tensor of %zu bytes that was freed", p - address, a.bytes);
+        snprintf(text, text_bytes, "use after free: byte %td of a tensor of %zu bytes that was freed", p - address,
+                 a.bytes);
       } else {
         snprintf(text, text_bytes, "out of bounds: %td bytes behind the end of a tensor of %zu bytes",
                  p - address - static_cast<ptrdiff_t>(a.bytes), a.bytes);
@@ -240,7 +241,8 @@ bool describe_global(const void* pointer, char* text, size_t text_bytes) {
     }
   }
   if (next != all.end() && p >= next->second.pages) {
-    snprintf(text, text_bytes, "out of bounds: %td bytes before a tensor of %zu bytes", next->first - p, next->second.bytes);
+    snprintf(text, text_bytes, "out of bounds: %td bytes before a tensor of %zu bytes", next->first - p,
+             next->second.bytes);
     return true;
   }
   return false;

@@ -15,7 +15,7 @@ namespace emu {
 // Dynamic memory begins on 1024 bytes, as DYN_SMEM says. Everything is 0xFF (NaN) when a block begins.
 class SharedMemory {
  public:
-  static constexpr size_t kLimit = 227 << 10;        // a block's on sm_90
+  static constexpr size_t kLimit = 227 << 10;  // a block's on sm_90
   static constexpr size_t kStaticLimit = 48 << 10;
 
   SharedMemory();
@@ -70,8 +70,8 @@ class SharedMemory {
   std::vector<Array> arrays_;
 };
 
-// Global memory: each allocation lies right before a page that faults, and is 0xFF when it is new. What is freed faults for
-// as long as some thousands of later frees.
+// Global memory: each allocation lies right before a page that faults, and is 0xFF when it is new. What is freed faults
+// for as long as some thousands of later frees.
 void* global_allocate(size_t bytes);
 void global_free(void* pointer, size_t bytes);
 // Fail when bytes between an allocation's end and its guard page (there are up to 15) were written.

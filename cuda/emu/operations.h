@@ -37,8 +37,8 @@ void bulk_store_box(const TensorMap* map, const void* from, int rank, const int*
 void bulk_store_commit();
 void bulk_store_wait(u64 newest);
 void tensor_map_check(const TensorMap* map);
-int tensor_map_encode(TensorMap* map, int element_bytes, u32 rank, const void* address, const u64* dims, const u64* strides,
-                      const u32* box, int swizzle_bytes);
+int tensor_map_encode(TensorMap* map, int element_bytes, u32 rank, const void* address, const u64* dims,
+                      const u64* strides, const u32* box, int swizzle_bytes);
 // Where byte `address` of a swizzled tile lies.
 u32 swizzled(u32 address, u32 swizzle_bytes);
 
@@ -46,7 +46,8 @@ u32 swizzled(u32 address, u32 swizzle_bytes);
 void product_fence();
 void product_commit();
 void product_wait(u64 newest);
-void product(WgmmaKind kind, int columns, float* d, const u32* a_registers, u64 a, u64 b, bool transposed_b, int scale_d);
+void product(WgmmaKind kind, int columns, float* d, const u32* a_registers, u64 a, u64 b, bool transposed_b,
+             int scale_d);
 
 // An element of a register or of memory, as a float.
 float element_e4m3(u8 bits);

@@ -56,7 +56,7 @@ void describe_fault(int signal, const void* address, const void* instruction) {
   }
 }
 
-// ---- deadlock --------------------------------------------------------------------------------------------------------------------
+// ---- deadlock -------------------------------------------------------------------------------------------------------
 
 static std::string what_it_waits_for(const Thread& thread) {
   char text[256];
@@ -79,7 +79,8 @@ static std::string what_it_waits_for(const Thread& thread) {
     }
     case Wait::kMbarrier: {
       const Mbarrier& barrier = mbarrier_at(block, wait.place);
-      snprintf(text, sizeof text, "the mbarrier at shared address %u (parity %u, its phase %llu lacks %u of %u arrivals and %ld bytes)",
+      snprintf(text, sizeof text,
+               "the mbarrier at shared address %u (parity %u, its phase %llu lacks %u of %u arrivals and %ld bytes)",
                wait.place, wait.parity, barrier.phase, barrier.pending, barrier.count, barrier.bytes);
       return text;
     }

@@ -1,11 +1,13 @@
 // Who runs next. Four orders, because a race shows in one and hides in another:
 //
-// - forward: always the first warp that can run, its first lane first; reverse: the last of both. A warp runs as far ahead
+// - forward: always the first warp that can run, its first lane first; reverse: the last of both. A warp runs as far
+// ahead
 //   of the others as the barriers let it.
 // - random: any ready thread.
-// - priority: warps have random priorities and the highest runs, until one of them, now and then, gets another. Most races
-//   need two or three things in an unlucky order, and this finds those far sooner than uniform chance does ("A Randomized
-//   Scheduler with Probabilistic Guarantees of Finding Bugs", https://doi.org/10.1145/1736020.1736040).
+// - priority: warps have random priorities and the highest runs, until one of them, now and then, gets another. Most
+// races
+//   need two or three things in an unlucky order, and this finds those far sooner than uniform chance does ("A
+//   Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", https://doi.org/10.1145/1736020.1736040).
 #include <algorithm>
 
 #include "machine.h"

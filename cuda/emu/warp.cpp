@@ -1,8 +1,9 @@
 // Warp collectives: what the lanes of a warp do together.
 //
-// Each lane leaves a pointer to what it brings and waits. The last to arrive runs the operation for all of them, reading and
-// writing the others' variables through those pointers, and makes them ready. Shuffles, votes, ldmatrix, mma, wgmma and
-// barriers are all such operations, so divergence is found in one place: lanes that meet must be at the same one.
+// Each lane leaves a pointer to what it brings and waits. The last to arrive runs the operation for all of them,
+// reading and writing the others' variables through those pointers, and makes them ready. Shuffles, votes, ldmatrix,
+// mma, wgmma and barriers are all such operations, so divergence is found in one place: lanes that meet must be at the
+// same one.
 #include "machine.h"
 
 namespace emu {
@@ -21,8 +22,9 @@ void collective(u32 mask, const Operation& operation, u64 key, void* brought) {
   if (place == warp.open.size()) warp.open.push_back({&operation, key, mask, 0, {}});
   Collective& c = warp.open[place];
   if (c.operation != &operation || c.key != key || c.mask != mask) {
-    fail("divergence: this lane is at %s (mask %08x), lanes %08x of its warp are at %s (mask %08x)%s", operation.name, mask,
-         c.arrived, c.operation->name, c.mask, c.operation == &operation && c.mask == mask ? ", with other operands" : "");
+    fail("divergence: this lane is at %s (mask %08x), lanes %08x of its warp are at %s (mask %08x)%s", operation.name,
+         mask, c.arrived, c.operation->name, c.mask,
+         c.operation == &operation && c.mask == mask ? ", with other operands" : "");
   }
   c.brought[self->lane] = brought;
   c.arrived |= bit;

@@ -1,16 +1,16 @@
 // wgmma: 64 x N products of a warpgroup, asynchronous.
 //
-// A warp computes its own 16 of the 64 rows, when it waits for the group (late) or at once (early; in the orders of chance
-// either). Late, operands in shared memory are read and the accumulators written at the wait: who releases a tile or reads
-// a result before it, does so too early. Each of a warpgroup's four warps must issue the same products, which is checked
-// when the block ends.
+// A warp computes its own 16 of the 64 rows, when it waits for the group (late) or at once (early; in the orders of
+// chance either). Late, operands in shared memory are read and the accumulators written at the wait: who releases a
+// tile or reads a result before it, does so too early. Each of a warpgroup's four warps must issue the same products,
+// which is checked when the block ends.
 #include <cstring>
 
 #include "operations.h"
 
 namespace emu {
 
-// ---- operands in shared memory ---------------------------------------------------------------------------------------------------------
+// ---- operands in shared memory --------------------------------------------------------------------------------------
 
 namespace {
 
@@ -22,7 +22,9 @@ struct Descriptor {
   u32 swizzle_bytes;
 
   explicit Descriptor(u64 bits)
-      : start((bits & 0x3FFF) << 4), leading_bytes((bits >> 16 & 0x3FFF) << 4), stride_bytes((bits >> 32 & 0x3FFF) << 4) {
+      : start((bits & 0x3FFF) << 4),
+        leading_bytes((bits >> 16 & 0x3FFF) << 4),
+        stride_bytes((bits >> 32 & 0x3FFF) << 4) {
     static const u32 kSwizzles[] = {0, 128, 64, 32};
     swizzle_bytes = kSwizzles[bits >> 62];
     if (bits >> 49 & 7) fail("wgmma: a descriptor's base offset is not 0");
@@ -97,7 +99,8 @@ static void gather_a(Tile& tile, const Product& product, Warp& warp) {
       for (int r = 0; r < 4; r++) {
         for (int e = 0; e < in_register; e++) {
           int row = g + 8 * (r % 2), k = r / 2 * 4 * in_register + t * in_register + e;
-          tile.a[row][k] = element(product.kind, reinterpret_cast<const u8*>(&product.a_registers[lane][r]) + e * bytes);
+          tile.a[row][k] =
+              element(product.kind, reinterpret_cast<const u8*>(&product.a_registers[lane][r]) + e * bytes);
         }
       }
     }
@@ -117,7 +120,8 @@ static void gather_b(Tile& tile, const Product& product, Warp& warp) {
   Descriptor b(product.b);
   if (product.transposed_b) {
     for (int k = 0; k < k_extent(product.kind); k++) {
-      for (int n = 0; n < product.columns;) n += convert(product.kind, chunk(shared, b.along_mn(k, 2 * n)), &tile.b[k][n]);
+      for (int n = 0; n < product.columns;)
+        n += convert(product.kind, chunk(shared, b.along_mn(k, 2 * n)), &tile.b[k][n]);
     }
     return;
   }
@@ -152,7 +156,7 @@ static void compute(const Product& product, Warp& warp) {
   }
 }
 
-// ---- issue, commit, wait ---------------------------------------------------------------------------------------------------------------
+// ---- issue, commit, wait --------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -204,10 +208,9 @@ static bool commit(void* const*, u32, Warp& warp) {
 
 static bool wait(void* const* brought, u32, Warp& warp) {
   u64 newest = *static_cast<const u64*>(brought[self->lane]);
-  while (!warp.products.empty() && warp.products.front().group + newest < warp.product_group) {
-    compute(warp.products.front(), warp);
-    warp.products.pop_front();
-  }
+  auto first = warp.products.begin();
+  for (; first != warp.products.end() && first->group + newest < warp.product_group; first++) compute(*first, warp);
+  warp.products.erase(warp.products.begin(), first);
   warp.registers_fenced = false;  // what has landed will be touched
   return true;
 }
@@ -222,7 +225,8 @@ static void need_warpgroup() {
   if (self->block->threads.size() < first + 128) fail("wgmma needs a warpgroup of 128 threads");
 }
 
-void product(WgmmaKind kind, int columns, float* d, const u32* a_registers, u64 a, u64 b, bool transposed_b, int scale_d) {
+void product(WgmmaKind kind, int columns, float* d, const u32* a_registers, u64 a, u64 b, bool transposed_b,
+             int scale_d) {
   need_warpgroup();
   Issued mine{};
   mine.product.kind = kind;

@@ -27,7 +27,8 @@ DEV void multiply(u8* tile, u64 offset = 0) {
 }
 
 template <bool kUnused>
-__global__ void __launch_bounds__(kThreads) mistakes(u8* global, u8* freed, int which, const __grid_constant__ TensorMap map) {
+__global__ void __launch_bounds__(kThreads)
+    mistakes(u8* global, u8* freed, int which, const __grid_constant__ TensorMap map) {
   DYN_SMEM(tile);
   SHARED(u64, barrier, 2);
   const u32 thread = threadIdx.x;

@@ -1,8 +1,8 @@
 // wgmma of every N: tiles in shared memory as they come, one product, the accumulators as they lie.
 //
-// One block of a warpgroup. `a` and `b` are images of shared memory (a's at 0, b's at `b_at`), or `a` is 4 words a thread;
-// `d` is N / 2 floats a thread. Two products are made: d = a b, and with what lies `a_step` and `b_step` bytes further on
-// d += a b.
+// One block of a warpgroup. `a` and `b` are images of shared memory (a's at 0, b's at `b_at`), or `a` is 4 words a
+// thread; `d` is N / 2 floats a thread. Two products are made: d = a b, and with what lies `a_step` and `b_step` bytes
+// further on d += a b.
 #include "ptx.cuh"
 
 #if HOPPER
@@ -43,20 +43,23 @@ DEV void multiply(float* out, const Operands& o) {
 }
 
 template <WgmmaKind kKind, bool TransB, bool kFromRegisters>
-__global__ void __launch_bounds__(128) products(float* out, const u32* image, const u32* a, int columns, int a_swizzle, int a_stride,
-                                                int a_leading, int a_step, int b_at, int b_swizzle, int b_stride, int b_leading,
-                                                int b_step, int bytes) {
+__global__ void __launch_bounds__(128)
+    products(float* out, const u32* image, const u32* a, int columns, int a_swizzle, int a_stride, int a_leading,
+             int a_step, int b_at, int b_swizzle, int b_stride, int b_leading, int b_step, int bytes) {
   DYN_SMEM(tile);
   for (int i = threadIdx.x; i < bytes / 4; i += 128) reinterpret_cast<u32*>(tile)[i] = image[i];
   fence_proxy_async();
   __syncthreads();
   Operands o{tile, a, a_swizzle, a_stride, a_leading, a_step, b_at, b_swizzle, b_stride, b_leading, b_step};
-  switch (columns) {
 #define PROBE(N) \
   case N:        \
     return multiply<N, kKind, TransB, kFromRegisters>(out, o);
-#define PROBES(N) PROBE(N) PROBE(N + 8) PROBE(N + 16) PROBE(N + 24) PROBE(N + 32) PROBE(N + 40) PROBE(N + 48) PROBE(N + 56)
-    PROBES(8) PROBES(72) PROBES(136) PROBES(200)
+#define PROBES(N) \
+  PROBE(N) PROBE(N + 8) PROBE(N + 16) PROBE(N + 24) PROBE(N + 32) PROBE(N + 40) PROBE(N + 48) PROBE(N + 56)
+  if constexpr (kKind == BF16 && !TransB && !kFromRegisters) {  // of one kind every N
+    switch (columns) { PROBES(8) PROBES(72) PROBES(136) PROBES(200) }
+  } else {
+    switch (columns) { PROBE(8) PROBE(24) PROBE(40) PROBE(64) PROBE(136) PROBE(256) }
   }
 }
 

@@ -1,10 +1,9 @@
-// One probe for each wrapper of ptx.cuh: bits in, bits out, nothing in between. `which` chooses, by its place in the list
-// of test_emulator_wrappers.py. One block of 128 threads; `in` and `out` are arrays of words.
+// One probe for each wrapper of ptx.cuh: bits in, bits out, nothing in between. `which` chooses, by its place in the
+// list of test_emulator_wrappers.py. One block of 128 threads; `in` and `out` are arrays of words.
 #include "ptx.cuh"
 
 constexpr int kThreads = 128;
 constexpr int kTileBytes = 16384;
-
 
 DEV void fill(u8* tile, const u32* in) {
   for (int i = threadIdx.x; i < kTileBytes / 4; i += kThreads) reinterpret_cast<u32*>(tile)[i] = in[i];
@@ -152,8 +151,8 @@ DEV void store(const u32* in, u8* tile, Copy copy) {
 #endif
 
 // `bytes` is what a box holds, or what a plain copy moves; `x`, `y`, `z`, `w` where it begins.
-__global__ void __launch_bounds__(kThreads) wrappers(u32* out, const u32* in, int which, int bytes, int x, int y, int z, int w,
-                                                     const __grid_constant__ TensorMap map) {
+__global__ void __launch_bounds__(kThreads) wrappers(u32* out, const u32* in, int which, int bytes, int x, int y, int z,
+                                                     int w, const __grid_constant__ TensorMap map) {
   DYN_SMEM(tile);
   u32 r1[1], r2[2], r4[4];
   switch (which) {
