@@ -93,6 +93,7 @@ struct Product {
   u32 a_registers[32][4];
   bool transposed_b;
   bool accumulates;
+  u64 a_digest;  // of all 64 rows when it was issued
   float* d[32];
   u64 group;
 };

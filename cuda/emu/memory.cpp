@@ -14,7 +14,7 @@ namespace emu {
 
 static const size_t kPage = 4096;
 static const u8 kPoison = 0xFF;
-static const u8 kCanary = 0xC5;
+static const u8 kCanary = 0x7F;  // NaN or huge in every type, and as an index far outside
 
 static size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 

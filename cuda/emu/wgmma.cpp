@@ -134,8 +134,25 @@ static void gather_b(Tile& tile, const Product& product, Warp& warp) {
   }
 }
 
+// A digest of the left operand, of the whole warpgroup's rows: nobody may write them before every warp has waited, even
+// though a warp here reads its own only.
+static u64 digest_a(const Product& product, Warp& warp) {
+  u64 digest = 0xCBF29CE484222325ull;
+  if (product.a_in_registers) return digest;
+  Descriptor a(product.a);
+  for (int row = 0; row < 64; row++) {
+    for (int half = 0; half < 2; half++) {
+      u64 words[2];
+      memcpy(words, warp.block->shared.at(a.along_k(row, 16 * half), 16, 16, "wgmma"), 16);
+      digest = (((digest ^ words[0]) * 0x100000001B3ull) ^ words[1]) * 0x100000001B3ull;
+    }
+  }
+  return digest;
+}
+
 static void compute(const Product& product, Warp& warp) {
   static Tile tile;
+  if (digest_a(product, warp) != product.a_digest) fail("wgmma: its left operand was written while it was under way");
   gather_a(tile, product, warp);
   gather_b(tile, product, warp);
   for (int row = 0; row < 16; row++) {
@@ -182,6 +199,7 @@ static bool issue(void* const* brought, u32, Warp& warp) {
     if (product.a_in_registers) memcpy(product.a_registers[lane], mine.a_registers, sizeof product.a_registers[lane]);
   }
   product.group = warp.product_group;
+  product.a_digest = digest_a(product, warp);
   warp.products_issued++;
   digest(warp, product.a);
   digest(warp, product.b);

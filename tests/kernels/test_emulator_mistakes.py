@@ -67,9 +67,15 @@ NAMED = {
     "a vector that is not aligned": r"thread \(3, 0, 0\): undefined behaviour \(a misaligned access",
     "an index behind an array": r"thread \(3, 0, 0\): undefined behaviour",
     "a pointer that is not into shared memory": r"cp.async: the pointer \S+ does not point to shared memory",
+    "an operand that is written while it is read": r"wgmma: its left operand was written while it was under way",
 }
 # What is done at once is never under way, and by chance it may be done in time.
-ONLY_LATE = {"a copy that nobody waits for", "a product that nobody waits for", "a store that nobody waits for"}
+ONLY_LATE = {
+    "a copy that nobody waits for",
+    "a product that nobody waits for",
+    "a store that nobody waits for",
+    "an operand that is written while it is read",
+}
 NOT_BY_CHANCE = {"a copy that nobody waits for", "two phases while somebody waits for one"}
 
 

@@ -258,5 +258,17 @@ __global__ void __launch_bounds__(kThreads)
     case 49:  // a pointer that is not into shared memory
       cp_async16(global, tile);
       return;
+    case 50:  // an operand that is written while it is read
+      wgmma_fence();
+      multiply(tile);
+      __syncthreads();
+      if (thread < 32) {
+        wgmma_wait<0>();
+        tile[thread] = 1;
+        fence_proxy_async();
+      }
+      __syncthreads();
+      if (thread >= 32) wgmma_wait<0>();
+      return;
   }
 }
