@@ -110,9 +110,7 @@ DEV u64 find_best(const float* row, int vocab, u64* partials) {
 #pragma unroll
     for (int j = 0; j < kAhead; j++) x[j] = row[min(first + j * kThreads, vocab - 1)];
 #pragma unroll
-    for (int j = 0; j < kAhead; j++) {
-      if (first + j * kThreads < vocab) best = max(best, standing_of(x[j], first + j * kThreads));
-    }
+    for (int j = 0; j < kAhead; j++) best = max(best, standing_of(x[j], min(first + j * kThreads, vocab - 1)));
   }
   return block_reduce<Max, kThreads>(best, partials);
 }
@@ -143,7 +141,7 @@ DEV void fill_bins(Room<kThreads>& room, const Tokens& tokens, Cut cut, Measure 
       if (keys[j] < cut.key) add(keys[j], 1);
     }
   }
-  if (threadIdx.x == 0 && cut.num_equal > 0) add(cut.key, cut.num_equal);
+  if (threadIdx.x == 0) add(cut.key, cut.num_equal);
   if (sum != 0) atomicAdd(&room.histogram[held], sum);
   __syncthreads();
 }
@@ -173,7 +171,7 @@ DEV void list_below(Room<kThreads>& room, Tokens& tokens, u32 edge) {
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kAhead; j++) {
-      if (keys[j] >= edge) continue;
+      if (!(votes[j] >> lane_id() & 1)) continue;
       const u32 place = listed + room.starts[j * kWarps + warp] + __popc(votes[j] & lanes_before);
       room.keys[place] = keys[j];
       room.ids[place] = first + j * kThreads + threadIdx.x;

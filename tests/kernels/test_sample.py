@@ -102,8 +102,12 @@ def mutation_case(device: Device) -> None:
     check_against_cpu(device, 300, 40)
     check_against_cpu(device, 2000, 10)
     check_against_cpu(device, WIDE_FROM + 900, 6, seed=1)
-    check_flat(device)
-    check_narrow(device, 300)
+    check_flat(device, 2000)
+    check_flat(device, 2 * WIDE_FROM + 77)
+    check_narrow(device, 512)
+    check_narrow(device, 513)
+    check_random_numbers(device, 64)
+    check_equals(device, {"top_k": 8, "top_p": 0.625})
     check_failures(device)
 
 
@@ -125,21 +129,23 @@ def test_the_largest_vocabulary_fits(emulator: EmulatedDevice) -> None:
     assert tokens.tolist() == [int(uniform_of(params, 3) * MAX_VOCAB)]
 
 
-def check_flat(device: Device) -> None:
-    """Hold nearly flat laws to the reference: more is left, or left by the first levels, than the list takes."""
-    vocab = 2 * WIDE_FROM + 77
+def check_flat(device: Device, vocab: int) -> None:
+    """Hold nearly flat laws to the reference: of a large vocabulary more is left, at some levels, than is listed."""
     narrow = randn(vocab, seed=3) * 0.01
     narrow[5] = -INF
     steps = torch.randint(200, (vocab,), generator=torch.Generator().manual_seed(4)) * 2.0**-23
+    edges = steps * 2**18  # each on the edge of a bin
     cases: list[tuple[Tensor, dict[str, float]]] = [
-        (narrow, {"top_k": 6000}),
+        (narrow, {"top_k": vocab * 3 // 4}),
         (narrow, {"top_p": 0.9}),
-        (narrow, {"top_k": 7000, "top_p": 0.8, "min_p": 0.985}),
+        (narrow, {"top_k": vocab * 5 // 6, "top_p": 0.8, "min_p": 0.985}),
         (narrow, {"top_k": 10**6}),
-        (narrow, {"top_k": 3000}),
+        (narrow, {"top_k": vocab * 3 // 8}),
         (narrow, {"top_p": 0.4}),
-        (steps, {"top_k": 3000}),
+        (steps, {"top_k": vocab * 3 // 8}),
         (steps, {"top_p": 0.3}),
+        (edges, {"top_k": vocab // 9}),
+        (edges, {"top_p": 0.7}),
     ]
     params = [params_of(seed=seed, **fields) for seed, (_, fields) in enumerate(cases)]
     logits = torch.stack([row for row, _ in cases])
@@ -152,12 +158,13 @@ def check_flat(device: Device) -> None:
         assert law[token] > 0
 
 
-def test_a_flat_law_over_a_large_vocabulary_is_cut_where_it_should(device: Device) -> None:
-    check_flat(device)
+@pytest.mark.parametrize("vocab", [2000, 2 * WIDE_FROM + 77])
+def test_a_flat_law_is_cut_where_it_should(device: Device, vocab: int) -> None:
+    check_flat(device, vocab)
 
 
-def test_the_random_number_is_that_of_seed_position_and_choice(device: Device) -> None:
-    """Of 1024 tokens that are equally likely, the token is the number's first ten bits."""
+def check_random_numbers(device: Device, vocab: int) -> None:
+    """Of tokens that are equally likely, 2 to the power of n, the token is the number's first n bits."""
     places = [
         (0, 1, 0),
         (-1, 1, 0),
@@ -168,13 +175,18 @@ def test_the_random_number_is_that_of_seed_position_and_choice(device: Device) -
     ]
     params = [params_of(seed=seed) for seed, _, _ in places]
     draws = draws_of(device, params, [place[1] for place in places], [place[2] for place in places])
-    tokens, _ = draw(device, torch.full((len(places), 1024), -3.25), draws)
+    tokens, _ = draw(device, torch.full((len(places), vocab), -3.25), draws)
 
-    assert tokens.tolist() == [int(uniforms(seed, choice, position, 1)[0] * 1024) for seed, position, choice in places]
+    assert tokens.tolist() == [int(uniforms(seed, choice, position, 1)[0] * vocab) for seed, position, choice in places]
 
 
-@pytest.mark.parametrize("fields", [{"top_k": 5}, {"top_p": 0.5}, {"top_k": 8, "top_p": 0.625}])
-def test_of_equals_at_the_border_those_with_the_lowest_ids_are_kept(device: Device, fields: dict[str, float]) -> None:
+@pytest.mark.parametrize("vocab", [64, 1024])
+def test_the_random_number_is_that_of_seed_position_and_choice(device: Device, vocab: int) -> None:
+    check_random_numbers(device, vocab)
+
+
+def check_equals(device: Device, fields: dict[str, float]) -> None:
+    """Hold filters that leave five of ten equals to the five with the lowest ids."""
     logits = torch.full((1, 400), -70.0)
     equals = [3, 50, 51, 120, 200, 201, 202, 250, 333, 399]
     logits[0, equals] = 11.0
@@ -182,6 +194,11 @@ def test_of_equals_at_the_border_those_with_the_lowest_ids_are_kept(device: Devi
     tokens, _ = draw(device, logits.expand(60, -1), draws_of(device, params, [1] * 60))
 
     assert set(tokens.tolist()) == set(equals[:5])
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 5}, {"top_p": 0.5}, {"top_k": 8, "top_p": 0.625}])
+def test_of_equals_at_the_border_those_with_the_lowest_ids_are_kept(device: Device, fields: dict[str, float]) -> None:
+    check_equals(device, fields)
 
 
 def test_equals_below_the_likeliest_are_cut_the_same_way(device: Device) -> None:
@@ -207,7 +224,7 @@ def check_narrow(device: Device, vocab: int) -> None:
     assert torch.equal(tokens.long(), logits.argmax(-1))
 
 
-@pytest.mark.parametrize("vocab", [1, 2, 17, 300, WIDE_FROM])
+@pytest.mark.parametrize("vocab", [1, 2, 17, 512, 513, WIDE_FROM])
 def test_the_narrowest_filters_are_greedy(device: Device, vocab: int) -> None:
     check_narrow(device, vocab)
 
