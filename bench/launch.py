@@ -41,7 +41,8 @@ def main() -> int:
     if sys.argv[1:] == [INSIDE]:
         _without_a_driver()
         return 0
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}; µs of CPU a launch, the median")
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, Python {platform.python_version()}; µs of CPU a launch, the median")
     with TemporaryDirectory() as directory:
         build(Path(directory))
         command = [sys.executable, "-m", "bench.launch", INSIDE]
