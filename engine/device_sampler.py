@@ -2,8 +2,8 @@
 
 A step's parameters are columns of one row a sequence, brought to the device by one copy:
 
-    | top_p seed position | temperature top_k min_p choice | lists: starts, then what rows have of them |
-      8 bytes each          4 bytes each                     penalties, biases, bans, asked log-probabilities
+    | top_p | seed | position | temperature | top_k | min_p | choice | lists: starts, then what rows have of them |
+      each from a multiple of 16 bytes on                              penalties, biases, bans, asked log-probabilities
 
 Where no row has penalties, biases or bans the lists stay empty. The host waits once, for the tokens.
 """
@@ -24,6 +24,9 @@ from engine.kernels.logprobs import logprobs
 from engine.kernels.sample import NOT_FINITE, Draws, sample
 from engine.sequence import Sequence
 from engine.token_counts import TokenCounts, forbidden, is_penalised
+
+ALIGNMENT = 16
+"""Of a column's first byte: kernels read pairs and eight-byte numbers at once."""
 
 WHY = {NOT_FINITE: "the model gave logits that are not finite"}
 
@@ -136,7 +139,7 @@ class _Lists:
 
 
 class _Columns:
-    """Arrays that go to the device together. Those of 8 bytes must come first: each stands where its type may."""
+    """Arrays that go to the device together, each from a multiple of `ALIGNMENT` on."""
 
     def __init__(self) -> None:
         self._arrays: list[NDArray[np.generic]] = []
@@ -147,12 +150,17 @@ class _Columns:
 
     def bring(self, device: Device) -> list[Tensor]:
         """Copy them; give each as a tensor on the device."""
-        together = bytearray(b"".join(array.tobytes() for array in self._arrays))
-        staged = device.upload(torch.frombuffer(together, dtype=torch.uint8))
-        ends = accumulate(array.nbytes for array in self._arrays)
+        starts, size = [], 0
+        for array in self._arrays:
+            starts.append(size)
+            size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        together = np.zeros(size, np.uint8)
+        for array, start in zip(self._arrays, starts, strict=True):
+            together[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        staged = device.upload(torch.from_numpy(together))
         return [
-            staged[end - array.nbytes : end].view(TORCH[array.dtype.str]).view(array.shape)
-            for array, end in zip(self._arrays, ends, strict=True)
+            staged[start : start + array.nbytes].view(TORCH[array.dtype.str]).view(array.shape)
+            for array, start in zip(self._arrays, starts, strict=True)
         ]
 
 
