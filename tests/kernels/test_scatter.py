@@ -25,6 +25,7 @@ def check(device: Device, num_changes: int) -> None:
 def mutation_case(device: Device) -> None:
     """A small complete check, for those who break the kernel on purpose."""
     check(device, 129)
+    check(device, 600)  # every place, the first too
 
 
 @pytest.mark.parametrize("num_changes", [0, 1, 128, 129, 600])
