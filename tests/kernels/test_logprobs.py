@@ -45,6 +45,7 @@ def check(device: Device, num_rows: int, vocab: int, dtype: torch.dtype, seed: i
     num_threads = WIDE if vocab >= WIDE_FROM else NARROW
     if vocab > num_threads:  # the likeliest of a thread's first or last
         raw[-1, [-1, -num_threads, -1 - num_threads, 0]] = torch.tensor([30.0, 29.0, 31.0, 28.0]).to(dtype)
+        raw[-3:-2, -1] = 33.0
     chosen = [7 * row % vocab for row in range(num_rows)]
     rows = list(range(num_rows))[::-2]
     numbers = [(20, 0, 1, 5)[place % 4] for place in range(len(rows))]
