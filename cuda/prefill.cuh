@@ -13,6 +13,7 @@
 //
 // so a row lies in the four lanes of a quad, and "half" 0 or 1 below is row g or g + 8.
 #pragma once
+#include "reduce.cuh"
 #include "vector.cuh"
 
 constexpr float kLn2 = 0.6931471805599453f;
@@ -99,8 +100,7 @@ struct OnlineSoftmax {
       float largest = maximum[half];
 #pragma unroll
       for (int j = 0; j < n; j++) largest = fmaxf(largest, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+      largest = warp_reduce<Max>(largest, 4);
       const float origin = largest == minus_infinity() ? 0.f : largest * scale;  // nothing seen yet: no inf - inf
       // Exactly 1 where the maximum stays: keys that a row does not see must leave no trace of themselves.
       shrink[half] = maximum[half] == largest ? 1.f : exp2_approx((maximum[half] - largest) * scale);
@@ -118,11 +118,8 @@ struct OnlineSoftmax {
 
   // Adds up the quad's sums: from here on each lane has its rows'.
   DEV void finish() {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
-      sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
-    }
+    sum[0] = warp_reduce<Sum>(sum[0], 4);
+    sum[1] = warp_reduce<Sum>(sum[1], 4);
   }
 
   // By what the gathered values are multiplied: 0 where nothing was seen.

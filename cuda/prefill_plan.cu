@@ -35,9 +35,7 @@ DEV Chunk chunk_of(const int* query_starts, const int* kv_lengths, int group, in
 template <int kRows>
 DEV int tiles_beyond(Chunk chunk, int keys, int group) {
   const int num_tiles = (chunk.num_rows + kRows - 1) / kRows;
-  const int tokens = keys - chunk.before;  // of this chunk that the tile must pass
-  if (tokens < 0) return num_tiles;
-  const int rows = tokens * group;
+  const int rows = max(0, keys - chunk.before) * group;  // of this chunk that the tile must pass
   return rows < chunk.num_rows ? num_tiles - rows / kRows : 0;
 }
 

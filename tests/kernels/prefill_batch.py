@@ -16,7 +16,7 @@ from engine.kernels.prefill_plan import max_prefill_tiles, prefill_plan
 from tests.kernels.closeness import assert_close_as_low_precision
 
 NOWHERE = 0x7FFFFFFF  # an entry of a block table that is not to be followed
-SPARE_BLOCKS = 3
+UNUSED = 0  # the block that no token was written to
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,13 @@ class Batch:
         self.device, self.shape, self.chunks = device, shape, chunks
         size = shape.block_size
         num_blocks = [-(-chunk.end // size) if chunk.prompt else 0 for chunk in chunks]
-        order = torch.randperm(sum(num_blocks) + SPARE_BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
+        order = (1 + torch.randperm(sum(num_blocks), generator=torch.Generator().manual_seed(1))).tolist()
         stored = shape.stored or shape.dtype
         raw = torch.int8 if stored.itemsize == 1 else stored  # torch neither fills nor indexes e4m3
-        pool = torch.full((len(order), 2, shape.num_kv_heads, size, shape.head_dim), 0x7F if raw != stored else 0).to(
-            raw
-        )
-        if raw == stored:
-            pool.fill_(127 if raw == torch.int8 else math.nan)
+        planes = (1 + len(order), 2, shape.num_kv_heads, size, shape.head_dim)
+        pool = torch.full(planes, 0x7F if raw == torch.int8 else math.nan, dtype=raw)  # of e4m3 0x7F is NaN
         scales = torch.full(pool.shape[:4], math.nan)
-        tables = torch.full((len(chunks), max(num_blocks, default=0) + 2), order.pop(), dtype=torch.int32)
+        tables = torch.full((len(chunks), max(num_blocks, default=0) + 2), UNUSED, dtype=torch.int32)
         tables[:, -1] = NOWHERE
         for chunk, count, table in zip(chunks, num_blocks, tables, strict=True):
             blocks = torch.tensor([order.pop() for _ in range(count)], dtype=torch.int64)
@@ -168,7 +165,7 @@ class Batch:
 Kernel = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
-def attend(batch: Batch) -> tuple[Tensor, Tensor]:
+def attend(batch: Batch, wants_lse: bool = True) -> tuple[Tensor, Tensor]:
     """Run `paged_prefill`: the outputs and the log-sum-exps, on the CPU."""
     out, lse = batch.outputs()
     paged_prefill(
@@ -183,13 +180,13 @@ def attend(batch: Batch) -> tuple[Tensor, Tensor]:
         scale=batch.shape.scale,
         window=batch.shape.window,
         kv_scales=batch.scales,
-        lse=lse,
+        lse=lse if wants_lse else None,
     )
     batch.device.synchronize()
     return out.cpu(), lse.cpu()
 
 
-def attend_sm90(batch: Batch) -> tuple[Tensor, Tensor]:
+def attend_sm90(batch: Batch, wants_lse: bool = True) -> tuple[Tensor, Tensor]:
     """Run `paged_prefill_sm90`."""
     out, lse = batch.outputs()
     paged_prefill_sm90(
@@ -204,7 +201,7 @@ def attend_sm90(batch: Batch) -> tuple[Tensor, Tensor]:
         batch.tables,
         scale=batch.shape.scale,
         window=batch.shape.window,
-        lse=lse,
+        lse=lse if wants_lse else None,
     )
     batch.device.synchronize()
     return out.cpu(), lse.cpu()

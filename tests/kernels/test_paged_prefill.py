@@ -136,6 +136,15 @@ def test_sequences_at_the_front_may_be_left_to_another_kernel(emulator: Device) 
     assert torch.equal(part[2:], whole[2:])
 
 
+def test_log_sums_are_written_where_they_are_asked_for(emulator: Device) -> None:
+    shape = Shape()
+    batch = Batch(emulator, shape, lengths(shape, (5, 20), (70, 70)))
+    with_them, without = attend(batch), attend(batch, wants_lse=False)
+
+    assert torch.equal(with_them[0], without[0])
+    assert without[1].isnan().all()
+
+
 def test_nothing_is_launched_for_an_empty_batch(emulator: Device) -> None:
     out, lse = attend(Batch(emulator, Shape(), []))
 

@@ -107,6 +107,15 @@ def test_bits_are_the_same_in_every_mode(emulator_library: Emulator) -> None:
     assert all(torch.equal(out, seen[0][0]) and torch.equal(lse, seen[0][1]) for out, lse in seen)
 
 
+def test_log_sums_are_written_where_they_are_asked_for(emulator: Device) -> None:
+    shape = Shape()
+    batch = Batch(emulator, shape, lengths(shape, (5, 20), (70, 70)))
+    with_them, without = attend_sm90(batch), attend_sm90(batch, wants_lse=False)
+
+    assert torch.equal(with_them[0], without[0])
+    assert without[1].isnan().all()
+
+
 def test_nothing_is_launched_for_an_empty_batch(emulator: Device) -> None:
     out, lse = attend_sm90(Batch(emulator, Shape(), []))
 

@@ -35,10 +35,9 @@ def planned(
 
 def mutation_case(device: Device) -> None:
     """What a changed kernel has to fail."""
+    chunks = [(65, 65), (0, 9), (1, 700), (300, 300), (13, 13), (1, 0), (128, 130)]
     for group, rows in ((1, 64), (5, 128)):
-        made, expected = planned(
-            device, [(65, 65), (0, 9), (1, 700), (300, 300), (13, 13), (26, 90), (128, 130), (1, 0)], group, rows, 150
-        )
+        made, expected = planned(device, chunks, group, rows, spare=150)
 
         assert made == expected
 
