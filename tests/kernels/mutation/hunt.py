@@ -157,14 +157,18 @@ class _Mutated(DiskCache):
 
 
 def excused(path: Path = EXCUSED) -> dict[str, str]:
-    """Survivors that may survive: name and reason. A reason begins with `equivalent` or `beyond`."""
+    """Survivors that may survive: name and reason, which is indented below the names that it is of."""
     reasons: dict[str, str] = {}
-    name = ""
+    names: list[str] = []
+    told = False
     for line in path.read_text("utf-8").splitlines():
-        if line.startswith("    ") and name:
-            reasons[name] = f"{reasons.get(name, '')} {line.strip()}".strip()
+        if line.startswith("    "):
+            for name in names:
+                reasons[name] = f"{reasons.get(name, '')} {line.strip()}".strip()
+            told = True
         elif line.strip() and not line.startswith("#"):
-            name = line.strip()
+            names = [line.strip()] if told else [*names, line.strip()]
+            told = False
     return reasons
 
 

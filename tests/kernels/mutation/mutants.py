@@ -10,6 +10,7 @@ What the emulator does not execute at all is left alone: `wgmma_regs_fence`, `pd
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class Mutant:
 
     file: str
     line: int
+    occurrence: int  # 1 for the first line that reads like this and is changed like this
     before: str
     after: str
     text: str
@@ -63,19 +65,23 @@ class Mutant:
     @property
     def name(self) -> str:
         """The same as long as the line is the same, wherever in the file it stands."""
-        return f"{self.file}: `{self.before}` -> `{self.after}`"
+        which = f" #{self.occurrence}" if self.occurrence > 1 else ""
+        return f"{self.file}: `{self.before}` -> `{self.after}`{which}"
 
 
 def mutants(file: str, text: str) -> Iterator[Mutant]:
-    """Every mutant of a file, in the order of its lines. Two lines that are alike give mutants of one name."""
+    """Every mutant of a file, in the order of its lines."""
     lines = text.split("\n")
+    seen: Counter[tuple[str, str]] = Counter()
     for number, line in enumerate(lines):
         code = line.split("//")[0]
         if not code.strip() or code.lstrip().startswith(("#", "template", "static_assert", "*")):
             continue
         for changed in dict.fromkeys(_changes(code)):
             whole = "\n".join([*lines[:number], changed, *lines[number + 1 :]])
-            yield Mutant(file, number + 1, code.strip(), changed.strip(), whole)
+            change = code.strip(), changed.strip()
+            seen[change] += 1
+            yield Mutant(file, number + 1, seen[change], *change, whole)
 
 
 def _changes(code: str) -> Iterator[str]:

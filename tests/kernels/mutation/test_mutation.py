@@ -30,11 +30,16 @@ def test_every_mutant_is_caught_or_excused(stem: str) -> None:
     assert survivors(stem) == set()
 
 
-def test_an_excuse_is_of_a_mutant_that_there_is_and_says_why() -> None:
+@pytest.mark.slow
+def test_an_excuse_is_of_a_mutant_that_there_is() -> None:
     there_are = {mutant.name for stem in all_stems() for mutant, _ in mutants_of(stem, all_stems())}
+
+    assert excused().keys() <= there_are
+
+
+def test_an_excuse_says_why() -> None:
     reasons = excused()
 
-    assert reasons.keys() <= there_are, sorted(reasons.keys() - there_are)
     assert all(reason.startswith(("equivalent: ", "beyond: ")) for reason in reasons.values()), reasons
 
 
