@@ -11,7 +11,7 @@
 //
 // Shared memory, in swizzled rows of 128 bytes (64 where head_dim is 96), span after span of head_dim:
 //
-//     | queries | stage 0: keys, values | stage 1 | … | barriers |
+//     | queries | stage 0: keys, values | stage 1 | … | barriers, ticket |
 //     tile:  | span 0: token 0, token 1, … | span 1: token 0, … | …
 //
 // The pool comes as a tensor map {head_dim, block_size, 2 num_kv_heads, num_blocks}, so that a block's number is a
@@ -61,6 +61,7 @@ template <int kStages>
 struct Barriers {
   u64 full[kStages];
   u64 empty[kStages];  // one arrival of each consumer warp
+  u64 ticket;          // not a static array, behind which queries would begin at the next 1,024 bytes
 };
 
 // Fetches the tiles of all items, as stages become free. Each lane copies at most one box of keys and one of values.
@@ -165,7 +166,6 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 128 ? 2 : 1)
   using L = Layout<kHeadDim>;
   constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, in a row
   DYN_SMEM(queries);
-  SHARED(u32, tickets, 1);
   u8* stages = queries + L::kTileBytes;
   Barriers<kStages>* barriers = reinterpret_cast<Barriers<kStages>*>(stages + kStages * 2 * L::kTileBytes);
   const int num_kv_heads = gridDim.x, group = num_heads / num_kv_heads;
@@ -285,9 +285,9 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 128 ? 2 : 1)
     }
     bar_sync(kConsumerBarrier, kConsumers);  // nobody reads these queries any more, and partial results are there
     if (item.num_slots > 1) {
-      if (threadIdx.x == 0) tickets[0] = results.count(item);
+      if (threadIdx.x == 0) barriers->ticket = results.count(item);
       bar_sync(kConsumerBarrier, kConsumers);
-      if (tickets[0] == static_cast<u32>(item.num_slots) - 1) results.merge(item, num_rows, kConsumers);
+      if (barriers->ticket == static_cast<u64>(item.num_slots) - 1) results.merge(item, num_rows, kConsumers);
     }
   }
 }

@@ -23,6 +23,7 @@ LARGEST_RING = 66 * 1024  # so that sm_89 has room for it, and sm_90 for three
 # Shared memory of a multiprocessor; each block takes a kilobyte more than it asks for.
 MULTIPROCESSOR_BYTES = {"sm_80": 164 * 1024, "sm_89": 100 * 1024, "sm_90": 228 * 1024, "sm_90a": 228 * 1024}
 RESERVED_BYTES = 1024
+DYNAMIC_ALIGNMENT = 1024  # DYN_SMEM's
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,14 +34,15 @@ class Choice:
     rows: int
     tile_tokens: int
     static_bytes: int
-    """Shared memory that the instance does not ask for."""
+    """Shared memory that the instance does not ask for. What it asks for begins at the next `DYNAMIC_ALIGNMENT`."""
 
     most_blocks: int
     """That the registers of a multiprocessor have room for, as the kernel's launch bounds say."""
 
     def blocks_per_multiprocessor(self, arch: str) -> int:
         """How many of its blocks are at work at once on a multiprocessor."""
-        a_block = -(-(self.instance.shared_bytes + self.static_bytes) // 128) * 128 + RESERVED_BYTES
+        static = -(-self.static_bytes // DYNAMIC_ALIGNMENT) * DYNAMIC_ALIGNMENT
+        a_block = -(-(self.instance.shared_bytes + static) // 128) * 128 + RESERVED_BYTES
         return max(1, min(self.most_blocks, MULTIPROCESSOR_BYTES[arch] // a_block))
 
 

@@ -29,13 +29,13 @@ def _choice(dtype: torch.dtype, head_dim: int) -> Choice:
             expression=f"paged_decode_sm90<{NAMES[dtype]}, {head_dim}, {stages}>",
             signature="PPPTPPPPPPiiiiiif",
             block=(NUM_THREADS, 1, 1),
-            shared_bytes=tile + stages * (2 * tile + 16),
+            shared_bytes=tile + stages * (2 * tile + 16) + 8,
             archs=HOPPER,
             overlaps=True,
         ),
         rows=ROWS,
         tile_tokens=TILE_TOKENS,
-        static_bytes=16,
+        static_bytes=0,
         most_blocks=1 if head_dim == 256 else 2,
     )
 

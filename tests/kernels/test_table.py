@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from engine import kernels
+from engine.kernels import paged_decode, paged_decode_sm90
 from engine.kernels.build import Target, targets
 from engine.kernels.compiler import Compiled, Compiler
 from engine.kernels.disk_cache import DiskCache
-from engine.kernels.registry import REGISTERS, SHARED_BYTES, Instance
+from engine.kernels.paged_decode import DYNAMIC_ALIGNMENT
+from engine.kernels.registry import HOPPER, REGISTERS, SHARED_BYTES, Instance
 from engine.kernels.sources import Sources
 from engine.kernels.table import INSTANCES, MAX_INSTANCES
 
@@ -23,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # not needed any more fails too.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
-
+DECODES = {
+    choice.instance: choice for module in (paged_decode, paged_decode_sm90) for choice in module._CHOICES.values()
+}
 Compiling = dict[Target, Future[Compiled]]
 
 
@@ -58,6 +62,15 @@ def test_a_block_of_an_instance_fits_into_a_multiprocessor(compiling: Compiling,
 
     assert warps * registers_of_a_warp <= REGISTERS
     assert usage.static_shared + instance.shared_bytes <= SHARED_BYTES[arch]
+
+
+@pytest.mark.parametrize(("instance", "arch"), targets(DECODES, HOPPER), ids=str)
+def test_a_decode_plan_counts_on_the_static_memory_that_there_is(
+    compiling: Compiling, instance: Instance, arch: str
+) -> None:
+    usage = compiling[instance, arch].result().usage
+
+    assert -(-DECODES[instance].static_bytes // DYNAMIC_ALIGNMENT) * DYNAMIC_ALIGNMENT == usage.static_shared
 
 
 def test_exceptions_speak_of_instances_that_there_are() -> None:
