@@ -15,7 +15,6 @@ from engine.kernels.registry import Instance
 from engine.kernels.tensor_map import MAP_BYTES, Geometry
 
 LIBRARY = "libcuda.so.1"
-FREE_SHARED_BYTES = 48 * 1024  # of more, the driver wants to be told
 MAP_ALIGNMENT = 64
 SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}
 L2_PROMOTION_256_BYTES = 3
@@ -52,10 +51,11 @@ class Driver:
         `overlap` grants what `Instance.overlaps` asks for. Raises `LaunchError`.
         """
         driver, name = self._driver, str(instance)
+        self._enter()  # this may be another thread than the one that opened the device
         library = self._call(name, driver.cuLibraryLoadData, cubin, [], [], 0, [], [], 0)
         kernel = self._call(name, driver.cuLibraryGetKernel, library, lowered.encode())
         function = self._call(name, driver.cuKernelGetFunction, kernel)
-        if instance.shared_bytes > FREE_SHARED_BYTES:
+        if instance.shared_bytes:  # 48 KiB are free, but static arrays and their alignment are among these
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._call(name, driver.cuFuncSetAttribute, function, attribute, instance.shared_bytes)
         if instance.overlaps and overlap:
