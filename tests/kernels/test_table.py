@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 DECODES = {
-    choice.instance: choice for module in (paged_decode, paged_decode_sm90) for choice in module._CHOICES.values()
+    choice.instance: choice for choice in (*paged_decode._CHOICES.values(), *paged_decode_sm90._CHOICES.values())
 }
 Compiling = dict[Target, Future[Compiled]]
 
