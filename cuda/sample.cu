@@ -158,9 +158,10 @@ DEV void list_below(Room<kThreads>& room, Tokens& tokens, u32 edge) {
     u32 keys[kAhead], votes[kAhead];
     read_keys(keys, tokens, first + threadIdx.x, kThreads, tokens.count);
 #pragma unroll
-    for (int j = 0; j < kAhead; j++) {
-      votes[j] = __ballot_sync(0xffffffffu, keys[j] < edge);
-      if (lane_id() == 0) room.counts[j * kWarps + warp] = __popc(votes[j]);
+    for (int j = 0; j < kAhead; j++) votes[j] = __ballot_sync(0xffffffffu, keys[j] < edge);
+    if (lane_id() == 0) {
+#pragma unroll
+      for (int j = 0; j < kAhead; j++) room.counts[j * kWarps + warp] = __popc(votes[j]);
     }
     __syncthreads();
     u64 total;
