@@ -80,7 +80,7 @@ class Entry:
 
 
 def entry(shape: Shape, length: int, q_len: int = 1, *, seed: int = 0, kind: str = "ordinary") -> Entry:
-    """Make a sequence up: ordinary, with outliers, all keys equal, the last one heavy, or values of many sizes."""
+    """Make a sequence up: ordinary, or with one of the ugly features below."""
     rng = torch.Generator().manual_seed(1000 * seed + length)
     queries = torch.randn(q_len, shape.num_heads, shape.head_dim, generator=rng)
     keys_values = torch.randn(2, length, shape.num_kv_heads, shape.head_dim, generator=rng)
@@ -93,6 +93,8 @@ def entry(shape: Shape, length: int, q_len: int = 1, *, seed: int = 0, kind: str
     elif kind == "late":  # the last key weighs more than float32 could tell from the others
         queries[..., 3] = 12.0
         keys_values[0, -1, :, 3] = 300.0
+    elif kind == "steep":  # a query of which all but one number are nothing beside that
+        queries[..., -1] = 2.0**20
     elif kind == "sizes":
         keys_values[1] *= torch.logspace(-6, 2, length)[:, None, None]
     queries, keys_values = queries.to(shape.dtype), keys_values.to(shape.dtype)

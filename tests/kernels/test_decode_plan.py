@@ -98,6 +98,7 @@ def mutation_case(device: Device) -> None:
         plan = make(device, num_parts=5, split_tokens=split_tokens, max_splits=80)
         run(device, plan, [8, 1, 0, 5, 1], [700, 3000, 5, 0, 640])
     run(device, make(device, num_parts=3, window=200), [1, 5, 1], [100, 1000, 700])
+    run(device, make(device, num_parts=300), [1] * 270, [65 + 37 * i % 400 for i in range(270)])
 
 
 @pytest.mark.parametrize(("q_lens", "kv_lengths"), BATCHES, ids=lambda numbers: f"{len(numbers)}")

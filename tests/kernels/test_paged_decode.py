@@ -50,9 +50,9 @@ def check_case(device: Device, shape: Shape, lengths: list[tuple[int, int]], spl
 def mutation_case(device: Device) -> None:
     """A small complete check, for those who break the kernel on purpose."""
     check_case(device, Shape(num_kv_heads=1), [(33, 1), (0, 1), (1, 1), (112, 1)])  # tables end where memory does
-    check_case(device, Shape(group=5, num_kv_heads=1, window=100), [(64, 1), (257, 5)], split_tokens=64)
-    check_case(device, Shape(head_dim=128, group=8, num_kv_heads=1, stored=E4M3), [(130, 1), (17, 3)])
-    check_case(device, Shape(head_dim=96, group=1, num_kv_heads=1, stored=INT8), [(100, 1)])
+    check_case(device, Shape(group=3, num_kv_heads=1, window=100), [(64, 1), (257, 5)], split_tokens=64)
+    shape = Shape(head_dim=128, group=8, num_kv_heads=1, stored=E4M3)
+    check(device, shape, [entry(shape, 200, 3), entry(shape, 57, kind="late"), entry(shape, 17, kind="steep")])
 
 
 @pytest.mark.parametrize(("shape", "lengths"), CASES, ids=str)
@@ -74,7 +74,7 @@ def test_every_type_and_head_size_was_tried() -> None:
 
 
 @pytest.mark.parametrize("stored", [None, E4M3, INT8], ids=str)
-@pytest.mark.parametrize("kind", ["outliers", "equal", "late", "sizes"])
+@pytest.mark.parametrize("kind", ["outliers", "equal", "late", "steep", "sizes"])
 def test_ugly_numbers(emulator: EmulatedDevice, kind: str, stored: torch.dtype | None) -> None:
     shape = Shape(head_dim=128, num_kv_heads=1, stored=stored)
     check(emulator, shape, [entry(shape, 150, 2, kind=kind), entry(shape, 300, 1, kind=kind)], split_tokens=128)
