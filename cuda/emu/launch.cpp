@@ -114,7 +114,8 @@ static void thread_main() {
 
 static void begin_block(Block& block, u32 number, size_t first_stack) {
   block.index = {number % grid_dim.x, number / grid_dim.x % grid_dim.y, number / grid_dim.x / grid_dim.y};
-  block.shared.begin(launch.shared_bytes);
+  // NaN in every type; or, in the orders of chance, a number that is huge in most and whose bits are not all set.
+  block.shared.begin(launch.shared_bytes, machine().schedule.is_random() ? 0x7F : 0xFF);
   block.alive = block.threads.size();
   for (NamedBarrier& barrier : block.barriers) barrier = {};
   block.mbarriers.clear();

@@ -56,12 +56,13 @@ void SharedMemory::protect(size_t dynamic_bytes) {
   statics_ = static_open_ = dynamic_pages + open + kPage - arena_;
 }
 
-void SharedMemory::begin(size_t dynamic_bytes) {
+void SharedMemory::begin(size_t dynamic_bytes, u8 poison) {
+  poison_ = poison;
   if (dynamic_bytes != dynamic_bytes_) protect(dynamic_bytes);
   dynamic_bytes_ = dynamic_bytes;
-  memset(dynamic(), kPoison, dynamic_bytes);
+  memset(dynamic(), poison_, dynamic_bytes);
   memset(dynamic() + dynamic_bytes, kCanary, round_up(dynamic_bytes, kPage) - dynamic_bytes);
-  memset(published_, kPoison, kReserved + dynamic_bytes);
+  memset(published_, poison_, kReserved + dynamic_bytes);
   publish_pending_ = false;
   arrays_.clear();
   static_end_ = statics_;
@@ -83,9 +84,9 @@ void* SharedMemory::array(const void* key, const char* name, size_t bytes, size_
     mprotect(arena_ + static_open_, more, PROT_READ | PROT_WRITE);
     static_open_ += more;
   }
-  memset(arena_ + offset, kPoison, bytes);
+  memset(arena_ + offset, poison_, bytes);
   memset(arena_ + offset + bytes, kCanary, end - offset - bytes);
-  memset(published_ + offset, kPoison, bytes);
+  memset(published_ + offset, poison_, bytes);
   arrays_.push_back({key, name, offset, bytes, end});
   static_end_ = end;
   return arena_ + offset;

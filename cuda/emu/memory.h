@@ -12,7 +12,7 @@ namespace emu {
 //   0         1024             page                 +page           227 KB in all
 //   | faults  | dynamic, poison | canary up to page | faults | arrays of SHARED, each before a canary | faults
 //
-// Dynamic memory begins on 1024 bytes, as DYN_SMEM says. Everything is 0xFF (NaN) when a block begins.
+// Dynamic memory begins on 1024 bytes, as DYN_SMEM says. Everything is `poison` when a block begins.
 class SharedMemory {
  public:
   static constexpr size_t kLimit = 227 << 10;  // a block's on sm_90
@@ -23,7 +23,7 @@ class SharedMemory {
   SharedMemory(const SharedMemory&) = delete;
   SharedMemory& operator=(const SharedMemory&) = delete;
 
-  void begin(size_t dynamic_bytes);
+  void begin(size_t dynamic_bytes, u8 poison);
   // Fail where a canary was written over.
   void check_end() const;
 
@@ -63,6 +63,7 @@ class SharedMemory {
   u8* arena_ = nullptr;  // address 0
   u8* published_ = nullptr;
   bool publish_pending_ = false;
+  u8 poison_ = 0;
   size_t dynamic_bytes_ = ~size_t(0);
   size_t statics_ = 0;  // offset at which arrays begin
   size_t static_end_ = 0;
