@@ -53,7 +53,8 @@ class Outcome:
 def parts(kind: str) -> list[Part]:
     """List the parts for `cuda`, or for `emulator`."""
     on_card = kind.startswith("cuda")
-    chosen = "cuda" if on_card else "late-forward or emulator"
+    # Ids of parameters, which begin in a bracket or behind a dash: cuda is in the names of files and functions too.
+    chosen = "[cuda or -cuda" if on_card else "late-forward or emulator"
     kernels = ("tests/kernels",) if on_card else ("tests/kernels/test_scatter.py",)
     models = ("tests/models/test_device_sampler.py", *(("tests/models/test_cuda_runner.py",) if on_card else ()))
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -67,11 +68,17 @@ def parts(kind: str) -> list[Part]:
         Part("small kernels", ("-m", "bench.gpu.small_kernels", kind), 30),
     ]
     if on_card and Path(sanitizer).exists():
-        tools = {"memcheck": 30, "racecheck": 40}
+        tools, few = {"memcheck": 30, "racecheck": 40}, f"({chosen}) and (gathered or equals or land)"
         listed += [
             Part(
                 f"sanitizer: {tool}",
-                (*TESTS, "--confcutdir=tests/kernels", "-k", "cuda and (gathered or equals or land)", "tests/kernels"),
+                (
+                    *TESTS,
+                    "--confcutdir=tests/kernels",
+                    "-k",
+                    few,
+                    "tests/kernels",
+                ),
                 limit_s,
                 (sanitizer, f"--tool={tool}", "--error-exitcode=9"),
             )
@@ -90,7 +97,9 @@ def run(part: Part) -> Outcome:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
         start_new_session=True,
     )
     try:
