@@ -188,7 +188,7 @@ def logits_after(runner: Any, token_ids: list[int], ends: tuple[int, ...]) -> li
 
     class Seeing:
         def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[Any]:
-            seen.append(logits[0].clone())
+            seen.append(logits[0].clone().cpu())
             return own.sample(logits, sequences)
 
     own, runner._sampler = runner._sampler, Seeing()
