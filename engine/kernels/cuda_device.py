@@ -41,6 +41,8 @@ class CudaDevice:
         self._stream = torch._C._cuda_getCurrentRawStream
         self._launches: dict[Instance, Launch] = {}
         self._graph_memory: tuple[int, int] | None = None
+        # One for all captures: libraries keep a workspace for each stream that they have seen, of 32 MiB and more.
+        self._side = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.torch_device)
@@ -67,7 +69,7 @@ class CudaDevice:
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         # Once before: kernels are loaded and libraries take their workspaces, neither of which may happen in a capture.
-        side = torch.cuda.Stream(self._index)  # type: ignore[no-untyped-call]
+        side = self._side
         side.wait_stream(torch.cuda.current_stream(self._index))
         with torch.cuda.stream(side):
             run()
