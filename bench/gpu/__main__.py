@@ -21,11 +21,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.gpu.report import MARK, Figure, line_of, told
+from bench.gpu.report import MARK, ROOT, TESTS, Figure, line_of, told
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-TESTS = ("-m", "pytest", "-c", str(Path(__file__).parent / "pytest.ini"), "--rootdir", str(ROOT))
-LAST_LINES = 40
+LAST_LINES = 90
+FEW_LINES = 8  # of a part that ended well; its figures come again at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def parts(kind: str) -> list[Part]:
     listed = [
         Part("versions and ceilings", ("-m", "bench.gpu.ceilings", kind), 40),
         Part("kernels compiled", ("-m", "engine", "kernels", "build", "--arch", "sm_90a"), 60),
-        Part("kernels' tests", (*TESTS, "--confcutdir=tests/kernels", "-k", chosen, *kernels), 120),
+        Part("kernels' tests", ("-m", "bench.gpu.kernel_tests", chosen, *kernels), 120),
         Part("models' tests", (*TESTS, "--confcutdir=tests/models", "-k", chosen, *models), 60),
         Part("attention", ("-m", "bench.gpu.attention", kind), 70),
         Part("steps", ("-m", "bench.gpu.step", kind), 80),
@@ -110,7 +109,7 @@ def run(part: Part) -> Outcome:
         output, _ = process.communicate()
         status = 124
     lines = [line for line in output.splitlines() if not line.startswith(MARK)]
-    print("\n".join(lines[-LAST_LINES:]))
+    print("\n".join(lines[-LAST_LINES if status else -FEW_LINES :]))
     seconds = time.monotonic() - started
     print(f"-- {part.name}: {'ok' if status == 0 else f'status {status}'}, {seconds:.0f} s", flush=True)
     return Outcome(part.name, status, seconds, told(output), lines[-LAST_LINES:])

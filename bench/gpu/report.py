@@ -1,10 +1,13 @@
-"""What a part of the run found: figures with their goals, printed for people and kept as JSON."""
+"""What parts of the run share: how they tell figures with their goals, and how tests are started."""
 
 import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 MARK = "RESULT "
+ROOT = Path(__file__).resolve().parent.parent.parent
+TESTS = ("-m", "pytest", "-c", str(Path(__file__).parent / "pytest.ini"), "--rootdir", str(ROOT))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
+from bench.gpu import kernel_tests
 from bench.gpu.__main__ import Part, keep, parts, run, table
 from bench.gpu.report import Figure
 
@@ -15,6 +18,23 @@ def test_every_measuring_part_runs_and_tells_its_figures() -> None:
 
     assert [outcome.status for outcome in outcomes] == [0] * len(MEASURING)
     assert all(outcome.figures for outcome in outcomes)
+
+
+def test_a_file_of_tests_that_fails_or_hangs_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bodies = {"good": "pass", "hangs": "__import__('time').sleep(60)", "wrong": "assert 1 == 2"}
+    for name, body in bodies.items():
+        (tmp_path / f"test_{name}.py").write_text(f"def test_{name}_chosen():\n    {body}  # device: Device\n")
+    (tmp_path / "test_elsewhere.py").write_text("raise SystemExit\n")
+    monkeypatch.setattr(kernel_tests, "LIMIT_S", 8)
+
+    assert kernel_tests.main("chosen", str(tmp_path)) == 2
+
+    told = [line.split(",")[0] for line in capfd.readouterr().out.splitlines()]
+
+    assert told[-3:] == ["test_good.py: ok", "test_hangs.py: FAILED (124)", "test_wrong.py: FAILED (1)"]
+    assert "E   assert 1 == 2" in told
 
 
 def test_all_parts_together_stay_within_nine_minutes() -> None:
