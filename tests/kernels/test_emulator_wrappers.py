@@ -1,7 +1,7 @@
 """Every wrapper of ptx.cuh, by itself: random bits in, raw bits out, against the PTX ISA's words written in Python.
 
-The probes run wherever kernels run. On a card, `WRITE_GOLDENS=1` keeps what it answered in `goldens/`; where a golden
-is kept, the emulator is held to it. So the emulator is proven against the definition here, and against the thing itself
+The probes run wherever kernels run. On a card, `WRITE_GOLDENS=tests/kernels/goldens` keeps what it answered
+there; where a golden is kept, the emulator is held to it. So the emulator is proven against the definition here, and against the thing itself
 once it was at hand.
 """
 
@@ -72,15 +72,15 @@ def test_a_wrapper_does_what_the_manual_says(device: Device, name: str) -> None:
 
     assert_same(actual, probe.expected, probe)
 
-    if not isinstance(device, EmulatedDevice) and os.environ.get("WRITE_GOLDENS"):
-        GOLDENS.mkdir(exist_ok=True)
-        (GOLDENS / f"{name}.bin").write_bytes(question(probe) + as_bytes(actual))
+    if not isinstance(device, EmulatedDevice) and (directory := os.environ.get("WRITE_GOLDENS")):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / f"{name}.bin").write_bytes(question(probe) + as_bytes(actual))
 
 
 def test_the_emulator_answers_as_a_card_did(emulator: EmulatedDevice) -> None:
     kept = sorted(GOLDENS.glob("*.bin"))
     if not kept:
-        pytest.skip("no card has answered yet; on one, WRITE_GOLDENS=1 keeps what it says")
+        pytest.skip("no card has answered yet; on one, WRITE_GOLDENS=tests/kernels/goldens keeps what it says")
     for golden in kept:
         probe, data = PROBED[golden.stem](), golden.read_bytes()
 
