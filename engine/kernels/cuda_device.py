@@ -70,13 +70,14 @@ class CudaDevice:
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         # Once before: kernels are loaded and libraries take their workspaces, neither of which may happen in a capture.
         side = self._side
-        side.wait_stream(torch.cuda.current_stream(self._index))
-        with torch.cuda.stream(side):
-            run()
-        torch.cuda.current_stream(self._index).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._graph_memory, stream=side):  # type: ignore[arg-type]
-            run()
+        with torch.cuda.device(self._index):  # torch waits for the thread's own, which may be another
+            side.wait_stream(torch.cuda.current_stream(self._index))
+            with torch.cuda.stream(side):
+                run()
+            torch.cuda.current_stream(self._index).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._graph_memory, stream=side):  # type: ignore[arg-type]
+                run()
         self._graph_memory = graph.pool()  # one for all: they never run at the same time
         replay: Callable[[], None] = graph.replay
         return replay

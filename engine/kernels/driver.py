@@ -20,7 +20,7 @@ SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}
 L2_PROMOTION_256_BYTES = 3
 # Of a kernel that ran, and told at the next call, whatever that is: illegal address, time-out, and traps.
 LATE = frozenset((700, 702, *range(714, 720)))
-NO_CONTEXT = 201
+WRONG_CONTEXT = frozenset((201, 400))  # none, or another device's: the kernel's handle means nothing there
 
 Launch = Callable[[tuple[int, int, int], int, tuple[Argument, ...]], None]
 
@@ -137,8 +137,8 @@ class Driver:
         self._call("the driver", self._driver.cuCtxSetCurrent, self._context)
 
     def _mend(self, instance: Instance, grid: tuple[int, int, int], status: int, launch: Callable[[], int]) -> None:
-        """Launch again in a thread that had no context. Raises `LaunchError` for all else."""
-        if status == NO_CONTEXT:
+        """Launch again in a thread that had no context, or another's. Raises `LaunchError` for all else."""
+        if status in WRONG_CONTEXT:
             self._enter()
             status = launch()
         if status:
