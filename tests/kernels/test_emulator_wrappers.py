@@ -1,8 +1,8 @@
 """Every wrapper of ptx.cuh, by itself: random bits in, raw bits out, against the PTX ISA's words written in Python.
 
-The probes run wherever kernels run. On a card, `WRITE_GOLDENS=tests/kernels/goldens` keeps what it answered
-there; where a golden is kept, the emulator is held to it. So the emulator is proven against the definition here, and against the thing itself
-once it was at hand.
+The probes run wherever kernels run. On a card, `WRITE_GOLDENS=tests/kernels/goldens` keeps what it answered there;
+where a golden is kept, the emulator is held to it. So the emulator is proven against the definition here, and against
+the thing itself once it was at hand.
 """
 
 import os
