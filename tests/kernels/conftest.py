@@ -1,7 +1,8 @@
 """What kernel tests run on: the emulator in six modes, and a card where there is one.
 
 A test makes its tensors with `device.upload(...)` and brings results back with `.cpu()`, so that the same test runs on
-both. `device` is every one of them in turn; `emulator` is one mode, for cases that take long.
+both. `device` is every one of them in turn; `emulator` is one mode, for cases that take long, and `fastest` is the card
+where there is one and that mode elsewhere, for those that a card should see, too.
 """
 
 import os
@@ -60,6 +61,13 @@ def emulator(emulator_library: Emulator) -> EmulatedDevice:
 def card(kernel_cache: DiskCache, kernel_sources: Sources) -> Device:
     """The GPU; asked for only where there is one."""
     return CudaDevice(Compiler(kernel_cache, kernel_sources))
+
+
+@pytest.fixture
+def fastest(request: pytest.FixtureRequest) -> Device:
+    """One device: the card where there is one, else the emulator in the mode that finds most."""
+    found: Device = request.getfixturevalue("card" if torch.cuda.is_available() else "emulator")
+    return found
 
 
 @pytest.fixture

@@ -46,20 +46,20 @@ def test_tiles_are_listed_by_the_keys_they_see_longest_first(device: Device) -> 
     mutation_case(device)
 
 
-def test_any_batch_is_listed_as_a_sort_would(emulator: Device) -> None:
+def test_any_batch_is_listed_as_a_sort_would(fastest: Device) -> None:
     dice = random.Random(0)
     for _ in range(40):
         chunks = []
         for _ in range(dice.randrange(1, 12)):
             queries = dice.choice((0, 1, 15, 16, 17, 64, 65, 130))
             chunks.append((queries, queries + dice.choice((0, 0, 1, 7, 128))))
-        made, expected = planned(emulator, chunks, dice.choice((1, 3, 4, 5, 8, 71)), dice.choice((64, 128)))
+        made, expected = planned(fastest, chunks, dice.choice((1, 3, 4, 5, 8, 71)), dice.choice((64, 128)))
 
         assert made == expected
 
 
-def test_padding_sequences_have_their_tiles_at_the_end(emulator: Device) -> None:
-    made, expected = planned(emulator, [(3, 0), (2, 2), (64, 0)], group=1, rows=64)
+def test_padding_sequences_have_their_tiles_at_the_end(fastest: Device) -> None:
+    made, expected = planned(fastest, [(3, 0), (2, 2), (64, 0)], group=1, rows=64)
 
     assert made == expected == [(1, 0), (0, 0), (2, 0), (-1, 0)]
 
@@ -72,9 +72,9 @@ def test_the_room_that_the_shapes_promise_is_enough() -> None:
             assert needed <= max_prefill_tiles(sum(queries), len(queries), group, 64)
 
 
-def test_wrong_arguments_are_named(emulator: Device) -> None:
+def test_wrong_arguments_are_named(fastest: Device) -> None:
     starts, lengths = torch.zeros(3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
     with pytest.raises(ShapeError, match="query_starts"):
-        prefill_plan(emulator, torch.zeros(4, 2, dtype=torch.int32), starts[:2], lengths, group=1, rows=64)
+        prefill_plan(fastest, torch.zeros(4, 2, dtype=torch.int32), starts[:2], lengths, group=1, rows=64)
     with pytest.raises(ShapeError, match="rows"):
-        prefill_plan(emulator, torch.zeros(4, 2, dtype=torch.int32), starts, lengths, group=1, rows=32)
+        prefill_plan(fastest, torch.zeros(4, 2, dtype=torch.int32), starts, lengths, group=1, rows=32)
