@@ -215,12 +215,12 @@ __global__ void __launch_bounds__(kThreads)
     const Sequence q = batch.sequence(s);
     for (int i = 0; i < q.num_lanes; i++) {
       const int lane = firsts[s] + i;
-      // The parts that begin inside this lane stand right before those that begin behind it.
+      // The parts that begin inside this lane stand right before those that begin behind it. Part 0 is not among them.
       const int behind = upper_bound(part_lanes, num_parts + 1, lane);
       int cut = behind;
-      while (cut > 0 && part_lanes[cut - 1] == lane && part_tiles[cut - 1] > 0) cut--;
+      while (part_lanes[cut - 1] == lane && part_tiles[cut - 1] > 0) cut--;
       const int num_items = 1 + behind - cut;
-      const int index = lane + (cut <= num_parts ? cuts_before[cut] : total_cuts);
+      const int index = lane + cuts_before[cut];
       int tile = 0;
       for (int piece = 0; piece < num_items; piece++, cut++) {
         const int end = cut < behind ? part_tiles[cut] : q.num_tiles;

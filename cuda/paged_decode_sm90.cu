@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 128 ? 2 : 1)
       const int row = own_row + 8 * half;
       const float sum = rows.sum[half], factor = sum > 0.f ? 1.f / sum : 0.f;
       if (row < num_rows) {
-        if (lane % 4 == 0) results.store_sum(item, row, sum > 0.f ? rows.maximum[half] + log2f(sum) : minus_infinity());
+        if (lane % 4 == 0) results.store_sum(item, row, rows.maximum[half] + log2f(sum));  // of nothing: -inf
 #pragma unroll
         for (int j = 0; j < kHeadDim / 8; j++) {
           const float* two = o + 4 * j + 2 * half;

@@ -98,7 +98,10 @@ def mutation_case(device: Device) -> None:
         plan = make(device, num_parts=5, split_tokens=split_tokens, max_splits=80)
         run(device, plan, [8, 1, 0, 5, 1], [700, 3000, 5, 0, 640])
     run(device, make(device, num_parts=3, window=200), [1, 5, 1], [100, 1000, 700])
-    run(device, make(device, num_parts=300), [1] * 270, [65 + 37 * i % 400 for i in range(270)])
+    for split_tokens in (0, 256):  # the line ends where the last part does, and the batch where memory does
+        run(device, make(device, num_parts=3, split_tokens=split_tokens, max_splits=9), [1] * 3, [256] * 3)
+    run(device, make(device, max_sequences=1, max_tokens=1, split_tokens=128, max_splits=3), [1], [512])  # no room left
+    run(device, make(device, num_parts=300), [1] * 250, [65 + 37 * i % 400 for i in range(250)])
 
 
 @pytest.mark.parametrize(("q_lens", "kv_lengths"), BATCHES, ids=lambda numbers: f"{len(numbers)}")
