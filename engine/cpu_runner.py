@@ -13,6 +13,7 @@ from engine.errors import ModelError
 from engine.kv_pool import KeyValuePool
 from engine.models.config import ModelConfig, load_config
 from engine.models.decoder import Decoder, load_decoder
+from engine.models.linear import keep_few_prepared
 from engine.sampler import Sampler
 from engine.sequence import Sequence
 from engine.threads import threads_for
@@ -108,6 +109,7 @@ def load_cpu_runner(
 
     `max_model_len` can shorten the model's context, not stretch it.
     """
+    keep_few_prepared()
     config = load_config(directory)
     if dtype == "auto":
         dtype = choose_dtype(config)
