@@ -5,6 +5,7 @@ for ever. So a file is all that one of them takes along. Several run side by sid
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,13 +17,14 @@ from bench.gpu.report import ROOT, TESTS
 AT_ONCE = 4
 LIMIT_S = 50
 LAST_LINES = 30
+ON_A_DEVICE = re.compile(r"\b(device|fastest): Device\b")
 NOTHING_CHOSEN = 5  # pytest's status
 
 
 def files_of(places: list[str]) -> list[Path]:
     """Find the files whose tests run on a device."""
     found = [path for place in places for path in (sorted(Path(place).glob("test_*.py")) or [Path(place)])]
-    return [path for path in found if "device: Device" in path.read_text("utf-8")]
+    return [path for path in found if ON_A_DEVICE.search(path.read_text("utf-8"))]
 
 
 def run_file(expression: str, path: Path) -> tuple[int, float, str]:

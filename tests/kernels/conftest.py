@@ -27,10 +27,12 @@ MODES = [
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give `device` its kinds: the modes, and `cuda` where torch sees a card."""
+    """Give `device` its kinds: the modes, and `cuda` where torch sees a card. By these ids a run on a card chooses."""
     if "device" in metafunc.fixturenames:
         kinds: list[Mode | str] = [*MODES, *(["cuda"] if torch.cuda.is_available() else [])]
         metafunc.parametrize("device", kinds, indirect=True, ids=str)
+    if "fastest" in metafunc.fixturenames:
+        metafunc.parametrize("fastest", ["cuda" if torch.cuda.is_available() else "emulator"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +68,7 @@ def card(kernel_cache: DiskCache, kernel_sources: Sources) -> Device:
 @pytest.fixture
 def fastest(request: pytest.FixtureRequest) -> Device:
     """One device: the card where there is one, else the emulator in the mode that finds most."""
-    found: Device = request.getfixturevalue("card" if torch.cuda.is_available() else "emulator")
+    found: Device = request.getfixturevalue("card" if request.param == "cuda" else "emulator")
     return found
 
 
