@@ -75,18 +75,18 @@ def test_every_type_and_head_size_was_tried() -> None:
 
 @pytest.mark.parametrize("stored", [None, E4M3, INT8], ids=str)
 @pytest.mark.parametrize("kind", ["outliers", "equal", "late", "steep", "sizes"])
-def test_ugly_numbers(emulator: EmulatedDevice, kind: str, stored: torch.dtype | None) -> None:
+def test_ugly_numbers(fastest: Device, kind: str, stored: torch.dtype | None) -> None:
     shape = Shape(head_dim=128, num_kv_heads=1, stored=stored)
-    check(emulator, shape, [entry(shape, 150, 2, kind=kind), entry(shape, 300, 1, kind=kind)], split_tokens=128)
+    check(fastest, shape, [entry(shape, 150, 2, kind=kind), entry(shape, 300, 1, kind=kind)], split_tokens=128)
 
 
-def test_queries_of_any_size_meet_codes(emulator: EmulatedDevice) -> None:
+def test_queries_of_any_size_meet_codes(fastest: Device) -> None:
     shape = Shape(head_dim=64, num_kv_heads=1, stored=E4M3)
     for size in (1e-30, 1e-8, 3e5):
         ordinary = entry(shape, 100)
         queries = (ordinary.queries.float() * size).to(shape.dtype)
         shrunk = None if ordinary.scales is None else ordinary.scales / torch.tensor([size, 1.0])[:, None, None]
-        check(emulator, shape, [dataclasses.replace(ordinary, queries=queries, scales=shrunk)])
+        check(fastest, shape, [dataclasses.replace(ordinary, queries=queries, scales=shrunk)])
 
 
 def test_many_splits_are_merged(emulator_library: Emulator) -> None:
@@ -143,9 +143,9 @@ def test_with_fixed_splits_drafted_tokens_leave_no_trace(
         )
 
 
-def test_room_for_more_query_tokens_changes_nothing(emulator: EmulatedDevice) -> None:
+def test_room_for_more_query_tokens_changes_nothing(fastest: Device) -> None:
     shape = Shape(head_dim=64, num_kv_heads=2, group=4)
-    batch = Laid(emulator, shape, [entry(shape, 300, 1), entry(shape, 77, 3)])
+    batch = Laid(fastest, shape, [entry(shape, 300, 1), entry(shape, 77, 3)])
     narrow, wide = (decode_workspace(batch.device, batch.limits(split_tokens=128, max_q_len=q_len)) for q_len in (3, 8))
 
     assert narrow.choice is not wide.choice

@@ -61,10 +61,10 @@ def test_a_window_hides_what_is_older(device: Device, shape: Shape, lengths: lis
 
 
 @pytest.mark.parametrize("kind", ["outliers", "equal", "late", "sizes"])
-def test_ugly_numbers(emulator: EmulatedDevice, kind: str) -> None:
+def test_ugly_numbers(fastest: Device, kind: str) -> None:
     shape = Shape(head_dim=128, num_kv_heads=1)
     entries = [entry(shape, 150, 8, kind=kind), entry(shape, 300, 1, kind=kind)]
-    check(emulator, shape, entries, 128, decode_workspace_sm90)
+    check(fastest, shape, entries, 128, decode_workspace_sm90)
 
 
 def test_many_splits_are_merged(emulator_library: Emulator) -> None:
@@ -89,14 +89,14 @@ def test_the_way_threads_take_turns_leaves_no_trace(device: Device, emulator: Em
     assert torch.equal(ours.lse, theirs.lse)
 
 
-def test_with_fixed_splits_company_and_drafted_tokens_leave_no_trace(emulator: EmulatedDevice) -> None:
+def test_with_fixed_splits_company_and_drafted_tokens_leave_no_trace(fastest: Device) -> None:
     shape = Shape(head_dim=64, num_kv_heads=1, group=8)
     whole = entry(shape, 260, 5)
-    crowd = Laid(emulator, shape, [entry(shape, 70, 2, seed=1), whole, entry(shape, 0)])
-    together = crowd.of(crowd.run(decode_workspace_sm90(emulator, crowd.limits(split_tokens=128))), 1)
+    crowd = Laid(fastest, shape, [entry(shape, 70, 2, seed=1), whole, entry(shape, 0)])
+    together = crowd.of(crowd.run(decode_workspace_sm90(fastest, crowd.limits(split_tokens=128))), 1)
     for j in range(5):
-        alone = Laid(emulator, shape, [Entry(whole.queries[j : j + 1], whole.stored[:, : 256 + j], None)])
-        answer = alone.run(decode_workspace_sm90(emulator, alone.limits(split_tokens=128)))
+        alone = Laid(fastest, shape, [Entry(whole.queries[j : j + 1], whole.stored[:, : 256 + j], None)])
+        answer = alone.run(decode_workspace_sm90(fastest, alone.limits(split_tokens=128)))
 
         assert torch.equal(alone.of(answer, 0)[0], together[j])
 

@@ -117,15 +117,15 @@ def test_the_tokens_are_the_cpu_samplers(device: Device, vocab: int, num_rows: i
     assert check_against_cpu(device, vocab, num_rows) > num_rows / 2
 
 
-def test_thousands_of_tokens_are_the_cpu_samplers(emulator: EmulatedDevice) -> None:
-    assert check_against_cpu(emulator, 257, 4000, seed=5) > 2900
+def test_thousands_of_tokens_are_the_cpu_samplers(fastest: Device) -> None:
+    assert check_against_cpu(fastest, 257, 4000, seed=5) > 2900
 
 
-def test_the_largest_vocabulary_fits(emulator: EmulatedDevice) -> None:
-    check_against_cpu(emulator, MAX_VOCAB, 3, seed=2)
+def test_the_largest_vocabulary_fits(fastest: Device) -> None:
+    check_against_cpu(fastest, MAX_VOCAB, 3, seed=2)
     equal = torch.zeros(1, MAX_VOCAB)
     params = params_of(seed=8)
-    tokens, _ = draw(emulator, equal, draws_of(emulator, [params], [3]))
+    tokens, _ = draw(fastest, equal, draws_of(fastest, [params], [3]))
 
     assert tokens.tolist() == [int(uniform_of(params, 3) * MAX_VOCAB)]
 
@@ -335,10 +335,10 @@ def drawn(device: Device, row: Tensor, number: int, fields: dict[str, float]) ->
 
 
 @pytest.mark.parametrize("fields", LAWS)
-def test_20_000_draws_follow_the_law_in_every_slot(emulator: EmulatedDevice, fields: dict[str, float]) -> None:
+def test_20_000_draws_follow_the_law_in_every_slot(fastest: Device, fields: dict[str, float]) -> None:
     row = randn(300, seed=9) * 2
     law = law_reference(row, int(fields.get("top_k", 0)), fields.get("top_p", 1.0), fields.get("min_p", 0.0))
-    tokens = drawn(emulator, row, 20_000, fields)
+    tokens = drawn(fastest, row, 20_000, fields)
 
     assert excess_over_law(counted(tokens, 300), law) < 1
 
