@@ -7,7 +7,6 @@
 #pragma once
 #include <vector_types.h>
 
-#include <functional>
 #include <memory>
 #include <vector>
 

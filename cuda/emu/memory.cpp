@@ -216,11 +216,14 @@ void global_free(void* pointer, size_t) {
 void check_global_canaries() {
   for (const auto& [address, a] : global_memory().by_address) {
     if (a.freed) continue;
-    const u8* before = address - a.pages > 64 ? address - 64 : a.pages;
-    if (!is_canary(before, address)) fail("global memory was written before a tensor of %zu bytes", a.bytes);
-    if (!is_canary(address + a.bytes, a.pages + a.mapped - kPage)) {
-      fail("global memory was written behind a tensor of %zu bytes", a.bytes);
-    }
+    u8* before = const_cast<u8*>(address - a.pages > 64 ? address - 64 : a.pages);
+    u8* behind = const_cast<u8*>(address + a.bytes);
+    u8* end = a.pages + a.mapped - kPage;
+    bool early = !is_canary(before, address), late = !is_canary(behind, end);
+    if (!early && !late) continue;
+    memset(before, kCanary, address - before);  // it is told once, and not of the launches that follow
+    memset(behind, kCanary, end - behind);
+    fail("global memory was written %s a tensor of %zu bytes", early ? "before" : "behind", a.bytes);
   }
 }
 
