@@ -83,6 +83,8 @@ def listed(counts: Counter[str]) -> str:
 async def run_soak(soak: Soak, folder: Path) -> Findings:
     """Run one, and judge what came of it."""
     async with site(soak, folder) as it:
+        if soak.warmed:
+            await it.warm()
         await it.load(min(20.0, 2 + soak.seconds / 20), "calm", asyncio.Event())
         first, before, _ = await it.rest(None)
         it.begun, first = time.monotonic(), first._replace(at_s=0.0)

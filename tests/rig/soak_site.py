@@ -20,20 +20,22 @@ from tests.rig.redis_server import RedisServer
 from tests.rig.soak_caller import Caller
 from tests.rig.soak_upstream import Moody
 from tests.rig.soak_weather import network, policies, store, upstream
-from tests.rig.soak_wish import ENGINE, JUDGES, PAIR, SINGLE, kept_key_of
+from tests.rig.soak_wish import ENGINE, JUDGES, PAIR, SINGLE, kept_key_of, sized
 from tests.rig.toxiproxy import spelt
 from tests.rig.upstream import Upstream
 from tests.rig.vitals import Vitals, at_rest, look
 
 UPSTREAM_KEY = "canary-upstream-key"
 BUDGET = 1_000_000_000
+SEQUENCES = 8
+STEPS = (*range(1, 33), *range(34, 65, 2), *range(68, 129, 4), *range(136, 257, 8))
 REST_S = 60.0  # how long a busy machine may take to come to rest; what it took is told
 CONFIG = """\
 listen: {{port: 0, request_timeout_s: 20, stall_timeout_s: 3, drain_s: 10}}
 policies: [./policy.yaml]
 {store}
 models:
-  {engine}: {{engine: {{path: demo, threads: 1, num_blocks: 256, max_sequences: 8}}}}
+  {engine}: {{engine: {{path: demo, threads: 1, num_blocks: 256, max_sequences: {sequences}}}}}
   {single}: {{upstreams: [left], upstream_model: far, max_output: 100}}
   {pair}:
     upstreams: [left, right]
@@ -80,10 +82,14 @@ VERSIONS = ((1, 8, 15.0), (3, 4, 5.0), (2, 12, 10.0))
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """How long and how hard. With `shared` the limits are counted in a Redis, whose network has weather too."""
+    """How long and how hard. With `shared` the limits are counted in a Redis, whose network has weather too.
+
+    Whose memory is to be judged is `warmed` before.
+    """
 
     seconds: float
     shared: bool = False
+    warmed: bool = False
     callers: int = 12
     pause_s: float = 0.1
     calm_s: float = 2.5
@@ -132,6 +138,24 @@ class Site:
             for prompt, answers in caller.texts.items():
                 texts.setdefault(prompt, set()).update(answers)
         return texts
+
+    async def warm(self) -> None:
+        """Have the engine compute steps of every size that the load may bring, and fill its blocks.
+
+        It keeps 3 MB for each number of rows that it meets (`engine/models/linear.py`), of which there are few; a KV
+        block takes no memory before it is used. The load comes to the last of both after many minutes.
+        """
+
+        async def ask(name: str, tokens: int, answer: int) -> None:
+            caller = Caller(self.gateway.port, self.log, Random(name), name)
+            await caller.ask(sized(name, tokens, answer))
+            caller.hang_up()
+
+        for tokens in STEPS:
+            await ask(f"warm.{tokens}", tokens, 1)
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(1, SEQUENCES + 1):
+                tasks.create_task(ask(f"together.{number}", 256 + number, 16 * number))
 
     async def weather(self, stop: asyncio.Event) -> None:
         """Have all the weather until told to stop."""
@@ -209,7 +233,9 @@ async def site(soak: Soak, folder: Path) -> AsyncIterator[Site]:
             it.proxies["store"] = stack.enter_context(proxy)
             where = f"store: {{url: 'unix://{folder}/proxy.sock', lease_s: 5}}"
         urls = {name: f"http://{spelt(it.proxies[name].place)}/v1" for name in it.servers}
-        config = CONFIG.format(store=where, engine=ENGINE, single=SINGLE, pair=PAIR, clocks=CLOCKS, **urls)
+        config = CONFIG.format(
+            store=where, engine=ENGINE, sequences=SEQUENCES, single=SINGLE, pair=PAIR, clocks=CLOCKS, **urls
+        )
         (folder / "0").mkdir()
         (folder / "0" / "policy.yaml").write_text(policy(*VERSIONS[0]))
         [it.gateway] = stack.enter_context(gateways(folder, [config], {"UPSTREAM_KEY": UPSTREAM_KEY}))

@@ -75,6 +75,15 @@ def draw(rng: Random, name: str, models: tuple[str, ...] = (ENGINE, SINGLE, PAIR
     return wish
 
 
+def sized(name: str, tokens: int, answer: int) -> Wish:
+    """Ask the engine for so many tokens behind a prompt of so many, which begins like none of another size."""
+    tenant = next(iter(TENANTS))
+    prompt = list(range(10 + tokens, 10 + 2 * tokens))
+    body = json.dumps({"model": ENGINE, "prompt": prompt, "max_tokens": answer, "ignore_eos": True}).encode()
+    bearer = f"Bearer {key_of(TENANTS[tenant])}"
+    return Wish(Asked(name, tenant, ENGINE), body, "/v1/completions", {"authorization": bearer})
+
+
 def misbehave(rng: Random, wish: Wish, fields: dict[str, Any]) -> None:
     """Draw what is wrong with a request or its caller; nothing, for two of three."""
     asked, chance = wish.asked, rng.random()
