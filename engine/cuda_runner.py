@@ -10,7 +10,7 @@ from engine.device import Device
 from engine.device_attention import MAX_DECODE_TOKENS, DevicePools, StepAttention
 from engine.device_sampler import DeviceSampler
 from engine.errors import ModelError
-from engine.graphs import DecodeGraphs
+from engine.graphs import DecodeGraphs, graph_sizes
 from engine.inputs import lay_out
 from engine.kernels.paged_decode import HEAD_DIMS
 from engine.memory import blocks_that_fit, check_weights
@@ -145,6 +145,7 @@ def _measure(device: Device, model: DeviceDecoder, max_batch_tokens: int, max_se
     before = torch.cuda.memory_allocated(device.torch_device)
     few.rehearse(max_batch_tokens, max_sequences)
     step_bytes = torch.cuda.max_memory_allocated(device.torch_device) - before
+    step_bytes += sum(graph_sizes(max_sequences)) * config.vocab_size * model.dtype.itemsize  # each keeps its logits
     return blocks_that_fit(free, step_bytes, block_bytes, -(-model.num_positions // BLOCK_SIZE))
 
 

@@ -12,6 +12,9 @@ from engine.kernels.arguments import Argument
 from engine.kernels.disk_cache import DiskCache, cache_directory
 from engine.kernels.registry import Instance
 
+OVERLAP = "PENSTOCK_KERNEL_OVERLAP"
+"""Set to 0, no kernel begins before its predecessor has ended: for those who look for a fault."""
+
 
 class Device(Protocol):
     """Memory and launches. `engine/kernels/cuda_device.py` and `emulated_device.py` are the two there are."""
@@ -74,7 +77,7 @@ def open_device(kind: str = "cuda", environment: Mapping[str, str] = os.environ)
         from engine.kernels.compiler import Compiler
         from engine.kernels.cuda_device import CudaDevice
 
-        return CudaDevice(Compiler(cache), int(index or 0))
+        return CudaDevice(Compiler(cache), int(index or 0), overlap=environment.get(OVERLAP) != "0")
     if kind == "emulator":
         from engine.kernels.emulated_device import EmulatedDevice, Mode
         from engine.kernels.emulator import Emulator
