@@ -20,6 +20,8 @@ from tests.rig.gateways import Gateway, eventually
 from tests.rig.redis_faults import FAULTS, MODEL, MODES, SLICE, Fault, Rig, rig
 from tests.rig.toxics import Latency
 
+MOST_TOKENS = 256  # that a call here reserves
+
 HUNG_S = 30.0
 SPARE_FILES = 2  # a connection to the upstream, and one of the look itself
 REQUESTS, OUTPUT = "strict requests/month", "strict output_tokens/month"
@@ -127,13 +129,14 @@ async def test_every_call_is_answered_as_declared_and_nothing_stays_behind(fault
         assert all(gateway.metrics()["penstock_store_forgotten_total"] > 0 for gateway in faulty.gateways)
     else:
         now = await charged(faulty)
-        answered, tokens = await settled(faulty, {told.ask.id for told in crowd.told["strict"][known:]})
+        answered, tokens, doubtful = await settled(faulty, {told.ask.id for told in crowd.told["strict"][known:]})
         refused = sum(told.status == 503 for told in crowd.told["strict"][known:])
         requests = now[REQUESTS] - books[REQUESTS]
         # A request counts as it comes in: one whose tokens found no store, or whose reply came too late, has come in.
         assert answered <= requests <= answered + refused
-        assert now[OUTPUT] - books[OUTPUT] == tokens
-    assert faulty.network.open <= len(faulty.gateways)
+        # Exact, but for calls that lost the store in their midst: they may be charged what they had been granted.
+        assert tokens <= now[OUTPUT] - books[OUTPUT] <= tokens + doubtful
+    await until(lambda: faulty.network.open <= len(faulty.gateways))  # what was slow closes slowly
 
 
 async def all_is_well(crowd: Crowd) -> None:
@@ -157,8 +160,13 @@ async def charged(rig: Rig) -> dict[str, int]:
     return {standing.limit.key: standing.limit.capacity - standing.free for standing in standings}
 
 
-async def settled(rig: Rig, names: set[str]) -> tuple[int, int]:
-    """Give how many of these calls were let in, and the tokens of their answers, as the gateways logged them."""
+async def settled(rig: Rig, names: set[str]) -> tuple[int, int, int]:
+    """Give how many of these calls were answered, the tokens that all of them brought, as the gateways logged them, and
+    what those had been granted that lost the store in their midst.
+
+    One whose store is lost between its upstream's answer and its caller is refused, and has brought tokens all the
+    same.
+    """
     lines: list[dict[str, Any]] = []
 
     def logged() -> bool:
@@ -167,7 +175,10 @@ async def settled(rig: Rig, names: set[str]) -> tuple[int, int]:
 
     await until(logged)
     let_in = [line for line in lines if line["status"] == 200]
-    return len(let_in), sum(line.get("completion_tokens", 0) for line in let_in)
+    quotas = [(line["status"], line["quota"]) for line in lines if line.get("quota")]
+    cut = [quota for status, quota in quotas if status == 503 or quota.get("ended") == "store"]
+    tokens = sum(line.get("completion_tokens", 0) for line in lines)
+    return len(let_in), tokens, sum(quota.get("reserved_tokens", MOST_TOKENS) for quota in cut)
 
 
 def code(told: Told) -> str | None:
