@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.instruments import ROOT, Shape, compile_rig, run_load, write_body
-from bench.targets import KEY, Target, Unavailable, litellm, nginx, penstock, upstream
+from bench.targets import KEY, Target, Unavailable, litellm, nginx, penstock, plain_proxy, upstream
 
 STARTERS: dict[str, Callable[[int], AbstractContextManager[Target]]] = {
     "nginx": nginx,
     "penstock": penstock,
+    "plain": plain_proxy,
     "litellm": litellm,
 }
 Figures = dict[str, list[float]]
@@ -150,7 +151,7 @@ def number(value: float) -> str:
 
 def print_goals(figures: dict[str, Figures]) -> None:
     """Say which goals hold."""
-    own, peer = figures.get("penstock"), figures.get("nginx")
+    own, plain, peer = (figures.get(name) for name in ("penstock", "plain proxy", "nginx"))
     if own is None:
         return
     middle = {key: statistics.median(values) for key, values in own.items()}
@@ -164,7 +165,11 @@ def print_goals(figures: dict[str, Figures]) -> None:
     if peer is not None:
         for key, least in (("requests/s", 0.3), ("chunks/s", 0.9)):
             ratio = middle[key] / statistics.median(peer[key])
-            print(f"{'holds' if ratio >= least else 'FAILS'}: ≥ {least} × nginx's {key}: {ratio:.2f}")
+            print(f"{'holds' if ratio >= least else 'FAILS'}: ≥ {least} × nginx's {key}: {ratio:.3f}")
+        if plain is not None:
+            ratio = statistics.median(plain["requests/s"]) / statistics.median(peer["requests/s"])
+            told = "holds" if ratio >= 0.3 else "FAILS"
+            print(f"{told}: ≥ 0.3 × nginx's requests/s, with a plain proxy's stages alone: {ratio:.3f}")
     for name, value, most in goals:
         print(f"{'holds' if value <= most else 'FAILS'}: {name}: {number(value)}")
 

@@ -60,17 +60,24 @@ def upstream() -> Iterator[Target]:
 
 
 @contextmanager
-def penstock(upstream_port: int) -> Iterator[Target]:
+def penstock(upstream_port: int, name: str = "penstock", module: str = "gateway.cli") -> Iterator[Target]:
     """Run `penstock serve` with an HTTP upstream and a key."""
-    port, config = free_port(), BUILD / "penstock.yaml"
+    port, config = free_port(), BUILD / f"{name}.yaml"
     config.write_text(
         f"listen: {{port: {port}}}\n"
         f"models: {{mock: {{upstreams: [mock]}}}}\n"
         f"upstreams: {{mock: {{url: 'http://127.0.0.1:{upstream_port}/v1'}}}}\n"
         f"keys: {{bench: 'env:BENCH_KEY'}}\n"
     )
-    command = (sys.executable, "-m", "gateway.cli", "serve", "--config", config)
-    with running("penstock", port, GATEWAY_CORE, *command, env={"BENCH_KEY": KEY}) as target:
+    command = (sys.executable, "-m", module, "serve", "--config", config)
+    with running(name, port, GATEWAY_CORE, *command, env={"BENCH_KEY": KEY}) as target:
+        yield target
+
+
+@contextmanager
+def plain_proxy(upstream_port: int) -> Iterator[Target]:
+    """Run the same with the stages of a plain proxy alone."""
+    with penstock(upstream_port, "plain proxy", "bench.plain_proxy") as target:
         yield target
 
 
