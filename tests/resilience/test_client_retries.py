@@ -47,6 +47,7 @@ async def attempts_per_call(budget: BudgetTerms | None) -> tuple[float, float]:
 @pytest.mark.fault_row(18)
 async def test_with_half_of_all_attempts_failing_an_upstream_gets_one_and_a_half_for_each_call_at_most() -> None:
     attempts, answered = await attempts_per_call(None)
+    print(f"{attempts:.2f} attempts a call, {answered:.1%} answered")
 
     assert attempts <= 1.5
     assert answered > 0.45
@@ -65,6 +66,7 @@ async def test_without_a_budget_and_a_word_to_the_client_both_multiply(monkeypat
     monkeypatch.setattr(dispatch, "told", silent)
     monkeypatch.setattr(dispatch, "client_retries", unheard)
     attempts, answered = await attempts_per_call(BudgetTerms(ratio=1000.0, floor_per_s=10_000.0))
+    print(f"control: {attempts:.2f} attempts a call, {answered:.1%} answered")
 
     assert attempts > 1.8
     assert answered > 0.98
